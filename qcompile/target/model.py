@@ -1,0 +1,43 @@
+"""A target as data: what the machine offers, and where the code generator for it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine kernels can be generated for.
+
+    Attributes:
+        name: what `--target` takes.
+        summary: one line for `qcompile targets`.
+        backend: "module:Class" of the `qcompile.target.backend.Backend`; imported only when it is needed.
+        weight_bits, act_bits: the precisions the kernels support; the planner may choose only these.
+        channel_block: a channels-last image has its pixel stride rounded up to a multiple of this (see `pixel`).
+        alignment: of every buffer in the arena, bytes.
+        features: instruction sets the kernels need, as the operating system names them.
+        options: what the backend needs to know (target string of the compiler, vector width, …).
+        peak_macs_per_second: per thread; the roofline used only where nothing can be measured.
+        bytes_per_second: memory bandwidth per thread for the same purpose.
+    """
+
+    name: str
+    summary: str
+    backend: str
+    weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    act_bits: tuple[int, ...] = (4, 5, 6, 7, 8)
+    channel_block: int = 1
+    alignment: int = 64
+    features: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    peak_macs_per_second: float = 1e9
+    bytes_per_second: float = 1e10
+
+    def pixel(self, channels: int) -> int:
+        """Stride between pixels of a channels-last image: few channels are padded to 4, more to the block."""
+        if self.channel_block == 1:
+            return channels
+        block = 4 if channels <= 4 else self.channel_block
+        return -(-channels // block) * block

@@ -1,0 +1,146 @@
+"""A small statement builder over TIR: the only place that spells TVM's node constructors for kernels.
+
+A kernel becomes one C function `int name(T0* p0, T1* p1, ...)` that returns 0; pointers never alias.  Nothing in it
+is packed, so a caller pays for a plain function call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm import tirx as tir
+
+Expr = Any
+"""A TIR expression, or a Python int where TIR accepts one."""
+
+_UNBOUNDED = 1 << 30
+"""Flat extent of pointer parameters: kernels index them with offsets they computed themselves."""
+
+
+def const(value: int, dtype: str = "int32") -> Expr:
+    """An integer constant; for a vector dtype (`int32x16`) the value in every lane."""
+    scalar, _, lanes = dtype.partition("x")
+    imm = tir.IntImm(scalar, value)
+    return tir.Broadcast(imm, int(lanes)) if lanes else imm
+
+
+def vec(scalar: str, lanes: int) -> str:
+    """`int32`, 16 → `int32x16`; one lane is the scalar."""
+    return scalar if lanes == 1 else f"{scalar}x{lanes}"
+
+
+def dtype_of(x: Expr) -> str:
+    return str(x.ty.dtype) if hasattr(x.ty, "dtype") else str(x.ty)
+
+
+def lanes_of(x: Expr) -> int:
+    return int(dtype_of(x).partition("x")[2] or 1)
+
+
+def cast(dtype: str, x: Expr) -> Expr:
+    return x if dtype_of(x) == dtype else tir.Cast(dtype, x)
+
+
+def broadcast(x: Expr, lanes: int) -> Expr:
+    return x if lanes == 1 or lanes_of(x) == lanes else tir.Broadcast(x, lanes)
+
+
+def reinterpret(dtype: str, x: Expr) -> Expr:
+    return x if dtype_of(x) == dtype else tir.reinterpret(dtype, x)
+
+
+def shuffle(a: Expr, b: Expr, indices: list[int]) -> Expr:
+    """Lanes of the concatenation (a, b), by constant index."""
+    return tir.Shuffle([a, b], [const(i) for i in indices])
+
+
+def llvm(name: str, dtype: str, *args: Expr) -> Expr:
+    """A call of an LLVM intrinsic without side effects."""
+    return tir.call_llvm_pure_intrin(dtype, name, *args)
+
+
+class Builder:
+    """Collects the statements of one kernel.  `loop`, `parallel` and `when` open nested scopes."""
+
+    def __init__(self) -> None:
+        self._scopes: list[list[Any]] = [[]]
+        self._params: list[Any] = []
+        self._count = 0
+
+    def _name(self, hint: str) -> str:
+        self._count += 1
+        return f"{hint}{self._count}"
+
+    def _emit(self, stmt: Any) -> None:
+        self._scopes[-1].append(stmt)
+
+    def _close(self) -> Any:
+        body = self._scopes.pop()
+        if not body:
+            body = [tir.Evaluate(const(0))]
+        return body[0] if len(body) == 1 else tir.SeqStmt(body)
+
+    def pointer(self, name: str, dtype: str) -> Any:
+        """The next parameter: a flat buffer of `dtype`."""
+        var = tir.Var(name, tvm.ir.PointerType(tvm.ir.PrimType(dtype), "global"))
+        self._params.append(var)
+        buffer = tir.decl_buffer((_UNBOUNDED,), dtype, name=f"{name}_data", data=var)
+        self._emit(tir.DeclBuffer(buffer, data=var))
+        return buffer
+
+    def local(self, dtype: str, size: int = 1) -> Any:
+        """Scratch on the stack; with constant indices it lives in registers."""
+        buffer = tir.decl_buffer((size,), dtype, name=self._name("local"), scope="local")
+        self._emit(tir.AllocBuffer(buffer))
+        return buffer
+
+    @contextmanager
+    def loop(self, extent: Expr, kind: str = "serial") -> Iterator[Expr]:
+        """`for i in range(extent)`; a constant extent of 1 opens no loop."""
+        if extent == 1 and isinstance(extent, int) and kind != "parallel":
+            yield const(0)
+            return
+        var = tir.Var(self._name("i"), "int32")
+        self._scopes.append([])
+        yield var
+        body = self._close()
+        kinds = {"serial": tir.ForKind.SERIAL, "parallel": tir.ForKind.PARALLEL, "unroll": tir.ForKind.UNROLLED}
+        count = const(extent) if isinstance(extent, int) else extent
+        self._emit(tir.For(var, const(0), count, kinds[kind], body))
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        self._scopes.append([])
+        yield
+        self._emit(tir.IfThenElse(condition, self._close(), None))
+
+    def let(self, value: Expr) -> Expr:
+        """Name a value, so that it is computed once."""
+        if isinstance(value, int):
+            return const(value)
+        var = tir.Var(self._name("v"), value.ty)
+        self._emit(tir.Bind(var, value))
+        return var
+
+    def load(self, buffer: Any, index: Expr, lanes: int = 1) -> Expr:
+        """`lanes` consecutive elements from `index`."""
+        index = const(index) if isinstance(index, int) else index
+        return tir.BufferLoad(buffer, [index if lanes == 1 else tir.Ramp(index, const(1), lanes)])
+
+    def store(self, buffer: Any, index: Expr, value: Expr) -> None:
+        """Store a value, as many elements as it has lanes, from `index`."""
+        index = const(index) if isinstance(index, int) else index
+        lanes = lanes_of(value) if str(buffer.dtype).find("x") < 0 else 1
+        self._emit(tir.BufferStore(buffer, value, [index if lanes == 1 else tir.Ramp(index, const(1), lanes)]))
+
+    def evaluate(self, value: Expr) -> None:
+        self._emit(tir.Evaluate(value))
+
+    def function(self, name: str) -> Any:
+        """The finished PrimFunc `int name(pointers...)`."""
+        self._emit(tir.Return(const(0)))
+        func = tir.PrimFunc(self._params, self._close(), ret_type=tvm.ir.PrimType("int32"))
+        return func.with_attr("global_symbol", name).with_attr("tirx.noalias", True)

@@ -1,0 +1,128 @@
+"""The arithmetic kit of TIR: `qcompile.semantics.scalar` over it is a kernel expression, scalar or vector.
+
+A 64-bit vector is held as its even and odd lanes (two vectors of half as many int64), because every vector unit
+multiplies the even 32-bit lanes into 64 bits in one instruction.  Widening is lazy: a widened 32-bit value remembers
+where it came from.  A shift right by at least 32 (`wide_shift`) only needs the high halves, which merge back into one
+32-bit vector before the shift: the same value at half the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx as tir
+
+from targets._tvm.builder import Expr, broadcast, cast, const, lanes_of, reinterpret, shuffle, vec
+
+_HALF = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """A 64-bit value known to fit int32: `expr` is int32, scalar or `lanes` wide."""
+
+    expr: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """`lanes` 64-bit values as int64 vectors of the even and of the odd lanes."""
+
+    even: Expr
+    odd: Expr
+
+
+class TirKit:
+    """64-bit arithmetic on `lanes` int32 or uint8 expressions at once; 1 lane is plain int64.
+
+    Args:
+        lanes: vector width of the values; scalars and Python integers are broadcast.
+        wide_shift: every shift count given to `shr` is at least 32 (the caller checked its constants).
+    """
+
+    def __init__(self, lanes: int = 1, wide_shift: bool = False) -> None:
+        self.lanes = lanes
+        self.wide_shift = wide_shift
+        self._half = vec("int64", lanes // 2)
+
+    def i64(self, x: Any) -> Any:
+        """Widen a Python integer, or a uint8 or int32 expression."""
+        if isinstance(x, int | Narrow | Pair):
+            return x
+        if self.lanes == 1:
+            return cast("int64", x)
+        return Narrow(broadcast(cast(vec("int32", lanes_of(x)), x), self.lanes))
+
+    def _wide(self, x: Any) -> Any:
+        """The int64 form: one expression for a single lane, else a Pair."""
+        if self.lanes == 1:
+            return const(x, "int64") if isinstance(x, int) else x
+        if isinstance(x, int):
+            return Pair(const(x, self._half), const(x, self._half))
+        if isinstance(x, Pair):
+            return x
+        whole = reinterpret(self._half, x.expr)
+        bits = const(_HALF, self._half)
+        return Pair(tir.shift_right(tir.shift_left(whole, bits), bits), tir.shift_right(whole, bits))
+
+    def _apply(self, function: Any, x: Any, y: Any) -> Any:
+        a, b = self._wide(x), self._wide(y)
+        if self.lanes == 1:
+            return function(a, b)
+        return Pair(function(a.even, b.even), function(a.odd, b.odd))
+
+    def add(self, x: Any, y: Any) -> Any:
+        if isinstance(x, Narrow) and isinstance(y, int):
+            # Only the result of a wide shift and a widened 8-bit value meet constants; both are far from 2^31.
+            return Narrow(x.expr + const(y, vec("int32", self.lanes)))
+        return self._apply(lambda a, b: a + b, x, y)
+
+    def sub(self, x: Any, y: Any) -> Any:
+        return self._apply(lambda a, b: a - b, x, y)
+
+    def mul(self, x: Any, y: Any) -> Any:
+        return self._apply(lambda a, b: a * b, x, y)
+
+    def shl(self, x: Any, s: Any) -> Any:
+        return self._apply(tir.shift_left, x, s)
+
+    def shr(self, x: Any, s: Any) -> Any:
+        if self.lanes == 1 or not self.wide_shift or not isinstance(x, Pair):
+            return self._apply(tir.shift_right, x, s)
+        whole = vec("int32", self.lanes)
+        high = shuffle(
+            reinterpret(whole, x.even),
+            reinterpret(whole, x.odd),
+            [2 * (i // 2) + 1 + (self.lanes if i % 2 else 0) for i in range(self.lanes)],
+        )
+        rest = const(s - _HALF, whole) if isinstance(s, int) else s.expr - const(_HALF, whole)
+        return Narrow(tir.shift_right(high, rest))
+
+    def if_negative(self, x: Any, then: Any, otherwise: Any) -> Any:
+        def select(value: Expr, a: Expr, b: Expr) -> Expr:
+            zero = const(0, "int64" if self.lanes == 1 else self._half)
+            return tir.Select(value < zero, a, b)
+
+        v, a, b = self._wide(x), self._wide(then), self._wide(otherwise)
+        if self.lanes == 1:
+            return select(v, a, b)
+        return Pair(select(v.even, a.even, b.even), select(v.odd, a.odd, b.odd))
+
+    def clip(self, x: Any, lo: int, hi: int) -> Any:
+        if isinstance(x, Narrow):
+            whole = vec("int32", self.lanes)
+            return Narrow(tir.min(tir.max(x.expr, const(lo, whole)), const(hi, whole)))
+        x = self._apply(tir.max, x, lo)
+        return self._apply(tir.min, x, hi)
+
+    def result(self, x: Any, dtype: str) -> Expr:
+        """A clipped value in its storage dtype (`uint8` or `int32`), all lanes in order."""
+        target = vec(dtype, self.lanes)
+        if isinstance(x, Narrow):
+            return cast(target, x.expr)
+        if self.lanes == 1:
+            return cast(dtype, x)
+        whole = vec("int32", self.lanes)
+        order = [2 * (i // 2) + (self.lanes if i % 2 else 0) for i in range(self.lanes)]
+        return cast(target, shuffle(reinterpret(whole, x.even), reinterpret(whole, x.odd), order))
