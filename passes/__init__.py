@@ -7,6 +7,15 @@ __qcompile_api__ = 1
 
 CATALOGUE: Mapping[str, str] = {
     # canonicalize
+    "fold-constants": "passes.canonicalize.fold_constants:FoldConstants",
+    "fold-batch-norm": "passes.canonicalize.fold_batch_norm:FoldBatchNorm",
+    "fold-affine": "passes.canonicalize.fold_affine:FoldAffine",
+    "fuse-unary": "passes.canonicalize.fuse_unary:FuseUnary",
+    "normalize-pooling": "passes.canonicalize.normalize_pooling:NormalizePooling",
+    "merge-clips": "passes.canonicalize.merge_clips:MergeClips",
+    "drop-noop-movement": "passes.canonicalize.drop_noop_movement:DropNoopMovement",
+    "split-tail": "passes.canonicalize.split_tail:SplitTail",
+    "canonical-names": "passes.canonicalize.canonical_names:CanonicalNames",
     # analysis
     "calibrate-ranges": "passes.analysis.calibrate_ranges:CalibrateRanges",
     "measure-weight-error": "passes.analysis.measure_weight_error:MeasureWeightError",
@@ -22,8 +31,10 @@ CATALOGUE: Mapping[str, str] = {
     # quantize
     "integerize": "passes.quantize.integerize:Integerize",
     # lower
+    "copy-at-boundary": "passes.lower.copy_at_boundary:CopyAtBoundary",
     "prove-ranges": "passes.lower.prove_ranges:ProveRanges",
     "plan-memory": "passes.lower.plan_memory:PlanMemory",
     "choose-kernels": "passes.lower.choose_kernels:ChooseKernels",
+    "emit": "passes.lower.emit:Emit",
 }
 """kebab-case name → "module:Class", imported on first use."""

@@ -146,7 +146,9 @@ def _regions(graph: Graph) -> Iterator[Region]:
             last = join
         if node.op in ACCUMULATING:
             user = graph.sole_user(last.name)
-            if user is not None and user.op in _ACTIVATIONS:
+            # A slope for negatives needs the sign of one sum: it cannot follow an addition in one rounding.
+            summed = join is not None or node.op in ("add", "sub")
+            if user is not None and (user.op == "clip" or (user.op == "prelu" and not summed)):
                 activation = last = user
         elif node.op in _ACTIVATIONS:
             activation = node

@@ -280,9 +280,13 @@ _BOTH, _FLOAT, _INT = frozenset(LEVELS), frozenset({FLOAT}), frozenset({INT})
 _WINDOW = {"stride": (1, 1), "pad": (0, 0, 0, 0)}
 
 _TABLE = (
-    # Linear algebra, on both levels: f32 → f32, unsigned × signed → int32.  `pad_value` is the integer zero point.
-    OpDef("conv2d", (1, 1), _BOTH, _conv2d, ("w", "b?"), {**_WINDOW, "dilation": (1, 1), "groups": 1, "pad_value": 0}),
-    OpDef("linear", (1, 1), _BOTH, _linear, ("w", "b?"), {}),
+    # Linear algebra, on both levels: f32 → f32, unsigned × signed → int32.  On the integer level `pad_value` is the
+    # zero point of the input and `weight_bits` the width the weights are packed at; both mean nothing on floats.
+    OpDef(
+        "conv2d", (1, 1), _BOTH, _conv2d, ("w", "b?"),
+        {**_WINDOW, "dilation": (1, 1), "groups": 1, "pad_value": 0, "weight_bits": 8},
+    ),
+    OpDef("linear", (1, 1), _BOTH, _linear, ("w", "b?"), {"weight_bits": 8}),
     # Arithmetic of the float level.
     OpDef("batch_norm", (1, 1), _FLOAT, _same, ("scale", "bias", "mean", "var"), {"eps": 1e-5}),
     OpDef("affine", (1, 1), _FLOAT, _affine, ("scale", "shift"), {}),

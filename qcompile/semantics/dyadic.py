@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from qcompile.errors import QcompileError
 from qcompile.semantics.scalar import MAX_SHIFT, MULTIPLIER_BITS
 
-Int64 = NDArray[np.int64]
+Int32 = NDArray[np.int32]
 
 
-def dyadic(ratios: Sequence[NDArray[np.float64]]) -> tuple[list[Int64], Int64]:
+def dyadic(ratios: Sequence[NDArray[np.float64]]) -> tuple[list[Int32], Int32]:
     """Multipliers for a sum of scaled terms with a common exponent.
 
     Args:
         ratios: real multipliers of each term, broadcastable to each other; negative ones are allowed.
 
     Returns:
-        (m per term, e), int64, such that ratio ≈ m / 2^e with 1 ≤ e ≤ 62.  The largest |m| of each element lies in
+        (m per term, e), int32, such that ratio ≈ m / 2^e with 1 ≤ e ≤ 62.  The largest |m| of each element lies in
         [2^30, 2^31) unless e was limited; a mantissa that rounds to 2^31 becomes 2^30 with e − 1.
     """
     arrays = np.broadcast_arrays(*(np.asarray(r, dtype=np.float64) for r in ratios))
@@ -30,10 +30,10 @@ def dyadic(ratios: Sequence[NDArray[np.float64]]) -> tuple[list[Int64], Int64]:
         raise QcompileError("a requantization ratio is not finite")
     if (largest >= 2.0 ** (MULTIPLIER_BITS - 1)).any():
         raise QcompileError(f"a requantization ratio of {float(largest.max()):.3g} is beyond 2^30")
-    e = np.empty(largest.shape, dtype=np.int64)
+    e = np.empty(largest.shape, dtype=np.int32)
     for index, value in np.ndenumerate(largest):
         e[index] = _exponent(float(value))
-    ms = [np.rint(np.ldexp(a, e)).astype(np.int64) for a in arrays]
+    ms = [np.rint(np.ldexp(a, e)).astype(np.int32) for a in arrays]
     return ms, e
 
 

@@ -86,7 +86,16 @@ class Interval:
         return int(np.min(self.lo)), int(np.max(self.hi))
 
     def union(self, other: Interval) -> Interval:
-        return Interval(np.minimum(self.lo, other.lo), np.maximum(self.hi, other.hi))
+        return Interval(_least(self.lo, other.lo), _most(self.hi, other.hi))
+
+
+def _least(x: Any, y: Any) -> Any:
+    # dtype=object keeps Python integers of any size: NumPy would turn a 0-d array into a C long.
+    return np.minimum(x, y, dtype=object)
+
+
+def _most(x: Any, y: Any) -> Any:
+    return np.maximum(x, y, dtype=object)
 
 
 class IntervalKit:
@@ -115,7 +124,7 @@ class IntervalKit:
         corners = [x.lo * y.lo, x.lo * y.hi, x.hi * y.lo, x.hi * y.hi]
         lo, hi = corners[0], corners[0]
         for corner in corners[1:]:
-            lo, hi = np.minimum(lo, corner), np.maximum(hi, corner)
+            lo, hi = _least(lo, corner), _most(hi, corner)
         return self._checked(lo, hi)
 
     def _shift(self, x: Any, s: Any, left: bool) -> Interval:
@@ -136,4 +145,4 @@ class IntervalKit:
 
     def clip(self, x: Any, lo: int, hi: int) -> Interval:
         x = self.i64(x)
-        return Interval(np.clip(x.lo, lo, hi), np.clip(x.hi, lo, hi))
+        return Interval(_most(_least(x.lo, hi), lo), _most(_least(x.hi, hi), lo))

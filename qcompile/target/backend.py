@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from qcompile.ir import Array
+from qcompile.ir import Array, Graph
 from qcompile.target.program import Kernel, Program
 
 
@@ -32,7 +32,13 @@ class Executable(Protocol):
 
 
 class Backend(Protocol):
-    """One machine's code generator.  Every result equals `qcompile.semantics.interp` bit for bit."""
+    """One machine's code generator.  Every result equals `qcompile.semantics.interp` bit for bit.
+
+    The class named by `Target.backend` is constructed with the Target as its only argument.
+    """
+
+    def fingerprint(self) -> str:
+        """Compiler version and a hash of the kernel generator's source: measurements of another one do not count."""
 
     def variants(self, kernel: Kernel, program: Program) -> tuple[str, ...]:
         """Implementations that are legal for this kernel and these weights (proved by ranges), preferred first."""
@@ -46,13 +52,19 @@ class Backend(Protocol):
         """
 
     def build(self, program: Program, directory: Path) -> Mapping[str, str]:
-        """Write the library and its packed parameters into `directory`; equal programs give equal bytes.
+        """Write `library.so` and `kernels.json` into `directory`; equal programs give equal bytes.
+
+        `kernels.json` says how `load` brings each constant of the integer graph into the order its kernel reads
+        (a recipe name and the kernel's parameters); weights themselves are not written here: the artifact holds the
+        graph's constants once, packed at their real width.
 
         Returns:
             Facts for the manifest (compiler version, target string, entry point), all deterministic.
         """
 
-    def load(self, program_directory: Path, graph_inputs: Sequence[tuple[int, ...]]) -> Executable: ...
+    def load(self, directory: Path, graph: Graph) -> Executable:
+        """Load what `build` wrote; needs NumPy and the TVM runtime only.  `graph` is the integer graph."""
 
-    def float_operations(self, directory: Path) -> list[str]:
-        """Floating-point operations found in the kernels' IR and machine code; empty where the build is clean."""
+    def float_operations(self, directory: Path, program: Program | None = None) -> list[str]:
+        """Floating-point operations in the machine code of `library.so` and, where the program is given (it is at
+        build time and in `verify`, which lowers the graph again), in its TIR; empty where there are none."""

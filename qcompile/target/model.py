@@ -15,6 +15,8 @@ class Target:
         summary: one line for `qcompile targets`.
         backend: "module:Class" of the `qcompile.target.backend.Backend`; imported only when it is needed.
         weight_bits, act_bits: the precisions the kernels support; the planner may choose only these.
+        weight_steps, act_steps: widths at which the choice of kernels changes; all widths from one step up to the
+            next share their measurements (of the wider one).
         channel_block: a channels-last image has its pixel stride rounded up to a multiple of this (see `pixel`).
         alignment: of every buffer in the arena, bytes.
         features: instruction sets the kernels need, as the operating system names them.
@@ -28,6 +30,8 @@ class Target:
     backend: str
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     act_bits: tuple[int, ...] = (4, 5, 6, 7, 8)
+    weight_steps: tuple[int, ...] = (8,)
+    act_steps: tuple[int, ...] = (8,)
     channel_block: int = 1
     alignment: int = 64
     features: tuple[str, ...] = ()

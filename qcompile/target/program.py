@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from qcompile.ir import Graph, Node, storage
@@ -126,19 +126,33 @@ class KernelWork:
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+_VALUES_ONLY = frozenset({"zp", "lo", "hi", "zeros", "pad_value", "value", "weight_bits", "dtype"})
+"""Attributes that change results but not the time they take; a variant's name says which bits it relies on."""
+
+
 def work_of(kernel: Kernel, program: Program, variant: str | None = None) -> KernelWork:
     """The description under which a kernel of a program is measured and cached."""
     described = []
     for node in kernel.nodes:
-        attrs = {k: v for k, v in node.attrs.items() if k not in ("zp", "lo", "hi", "zeros", "pad_value")}
+        attrs = {k: v for k, v in node.attrs.items() if k not in _VALUES_ONLY}
         shapes = tuple((role, program.graph.consts[name].shape) for role, name in node.consts)
-        described.append((node.op, tuple(sorted(attrs.items())), node.type, shapes, _operands(kernel, node)))
+        type_ = node.type.with_dtype(_timed_dtype(node.type.dtype))
+        described.append((node.op, tuple(sorted(attrs.items())), type_, shapes, _operands(kernel, node)))
     return KernelWork(
         tuple(described),
-        tuple(program.buffers[value].layout for value in kernel.inputs),
-        program.buffers[kernel.name].layout,
+        tuple(_timed(program.buffers[value].layout) for value in kernel.inputs),
+        _timed(program.buffers[kernel.name].layout),
         kernel.variant if variant is None else variant,
     )
+
+
+def _timed(layout: Layout) -> Layout:
+    """The layout without what does not matter to time: the fill, and bits below the storage width."""
+    return replace(layout, fill=0, dtype=_timed_dtype(layout.dtype))
+
+
+def _timed_dtype(dtype: str) -> str:
+    return "u8" if dtype[0] == "u" else dtype
 
 
 def _operands(kernel: Kernel, node: Node) -> tuple[int, ...]:

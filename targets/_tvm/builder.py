@@ -68,6 +68,7 @@ class Builder:
     def __init__(self) -> None:
         self._scopes: list[list[Any]] = [[]]
         self._params: list[Any] = []
+        self._header: list[Any] = []
         self._count = 0
 
     def _name(self, hint: str) -> str:
@@ -84,11 +85,11 @@ class Builder:
         return body[0] if len(body) == 1 else tir.SeqStmt(body)
 
     def pointer(self, name: str, dtype: str) -> Any:
-        """The next parameter: a flat buffer of `dtype`."""
+        """The next parameter: a flat buffer of `dtype`.  May be called at any depth."""
         var = tir.Var(name, tvm.ir.PointerType(tvm.ir.PrimType(dtype), "global"))
         self._params.append(var)
         buffer = tir.decl_buffer((_UNBOUNDED,), dtype, name=f"{name}_data", data=var)
-        self._emit(tir.DeclBuffer(buffer, data=var))
+        self._header.append(tir.DeclBuffer(buffer, data=var))
         return buffer
 
     def local(self, dtype: str, size: int = 1) -> Any:
@@ -107,7 +108,11 @@ class Builder:
         self._scopes.append([])
         yield var
         body = self._close()
-        kinds = {"serial": tir.ForKind.SERIAL, "parallel": tir.ForKind.PARALLEL, "unroll": tir.ForKind.UNROLLED}
+        kinds = {
+            "serial": tir.ForKind.SERIAL,
+            "parallel": tir.ForKind.PARALLEL,
+            "unroll": tir.ForKind.UNROLLED,
+        }
         count = const(extent) if isinstance(extent, int) else extent
         self._emit(tir.For(var, const(0), count, kinds[kind], body))
 
@@ -134,7 +139,9 @@ class Builder:
         """Store a value, as many elements as it has lanes, from `index`."""
         index = const(index) if isinstance(index, int) else index
         lanes = lanes_of(value) if str(buffer.dtype).find("x") < 0 else 1
-        self._emit(tir.BufferStore(buffer, value, [index if lanes == 1 else tir.Ramp(index, const(1), lanes)]))
+        self._emit(
+            tir.BufferStore(buffer, value, [index if lanes == 1 else tir.Ramp(index, const(1), lanes)])
+        )
 
     def evaluate(self, value: Expr) -> None:
         self._emit(tir.Evaluate(value))
@@ -142,5 +149,6 @@ class Builder:
     def function(self, name: str) -> Any:
         """The finished PrimFunc `int name(pointers...)`."""
         self._emit(tir.Return(const(0)))
-        func = tir.PrimFunc(self._params, self._close(), ret_type=tvm.ir.PrimType("int32"))
+        body = tir.SeqStmt([*self._header, self._close()])
+        func = tir.PrimFunc(self._params, body, ret_type=tvm.ir.PrimType("int32"))
         return func.with_attr("global_symbol", name).with_attr("tirx.noalias", True)

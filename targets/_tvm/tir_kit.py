@@ -13,16 +13,18 @@ from typing import Any
 
 from tvm import tirx as tir
 
-from targets._tvm.builder import Expr, broadcast, cast, const, lanes_of, reinterpret, shuffle, vec
+from targets._tvm.builder import Expr, broadcast, cast, const, dtype_of, lanes_of, reinterpret, shuffle, vec
 
 _HALF = 32
+_SMALL = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Narrow:
-    """A 64-bit value known to fit int32: `expr` is int32, scalar or `lanes` wide."""
+    """64-bit values known to fit int32: `expr` is `lanes` int32.  `small`: far enough from 2^31 to add a zero point."""
 
     expr: Expr
+    small: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class TirKit:
             return x
         if self.lanes == 1:
             return cast("int64", x)
-        return Narrow(broadcast(cast(vec("int32", lanes_of(x)), x), self.lanes))
+        whole = broadcast(cast(vec("int32", lanes_of(x)), x), self.lanes)
+        return Narrow(whole, small=dtype_of(x).startswith("uint8"))
 
     def _wide(self, x: Any) -> Any:
         """The int64 form: one expression for a single lane, else a Pair."""
@@ -73,12 +76,13 @@ class TirKit:
         return Pair(function(a.even, b.even), function(a.odd, b.odd))
 
     def add(self, x: Any, y: Any) -> Any:
-        if isinstance(x, Narrow) and isinstance(y, int):
-            # Only the result of a wide shift and a widened 8-bit value meet constants; both are far from 2^31.
+        if isinstance(x, Narrow) and x.small and isinstance(y, int) and abs(y) < _SMALL:
             return Narrow(x.expr + const(y, vec("int32", self.lanes)))
         return self._apply(lambda a, b: a + b, x, y)
 
     def sub(self, x: Any, y: Any) -> Any:
+        if isinstance(x, Narrow) and x.small and isinstance(y, int) and abs(y) < _SMALL:
+            return Narrow(x.expr - const(y, vec("int32", self.lanes)))
         return self._apply(lambda a, b: a - b, x, y)
 
     def mul(self, x: Any, y: Any) -> Any:
@@ -97,7 +101,8 @@ class TirKit:
             [2 * (i // 2) + 1 + (self.lanes if i % 2 else 0) for i in range(self.lanes)],
         )
         rest = const(s - _HALF, whole) if isinstance(s, int) else s.expr - const(_HALF, whole)
-        return Narrow(tir.shift_right(high, rest))
+        # |x| < 2^63, so the result lies within ±2^31; products of 32-bit values stay within 2^62, hence 2^30 here.
+        return Narrow(tir.shift_right(high, rest), small=True)
 
     def if_negative(self, x: Any, then: Any, otherwise: Any) -> Any:
         def select(value: Expr, a: Expr, b: Expr) -> Expr:

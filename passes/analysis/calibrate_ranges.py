@@ -1,0 +1,136 @@
+"""calibrate-ranges: clipping ranges of activations, from calibration samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from passes.analysis.clip_search import ClipError, least_squares_clip
+from passes.analysis.histogram import Histogram
+from passes.structure import Structure
+from qcompile.errors import DataError, PassContractError, UsageError
+from qcompile.exec.tensors import Tensor
+from qcompile.exec.torch_exec import TorchGraph
+from qcompile.ir import MOVEMENT, Array, Graph
+from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
+from qcompile.pm.facts import RANGES, Range
+
+METHODS = ("mse", "minmax", "percentile")
+
+
+@dataclass(frozen=True)
+class CalibrateRanges(Pass):
+    """Run the calibration samples through the network and choose a clipping range per grid group and bit width.
+
+    The samples are streamed: each group keeps one histogram of fixed size, whatever their number.
+
+    Attributes:
+        method: how ranges are chosen.
+            "mse": the range with the smallest expected squared error of rounding and clipping (the search of
+            OMSE, Choukroun et al. 2019, and of most toolkits since), from the histogram;
+            "minmax": everything seen; "percentile": all but the outermost elements.
+        percentile: the share of elements, in percent, that "percentile" keeps inside.
+        mse_bits: "mse" clips at this width and below; at more bits it keeps everything seen.
+    """
+
+    name: ClassVar[str] = "calibrate-ranges"
+    levels: ClassVar[Levels] = ON_FLOAT
+    provides = (RANGES,)
+    needs = ("calibration",)
+
+    method: str = "mse"
+    percentile: float = 99.99
+    mse_bits: int = 7
+
+    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
+        if self.method not in METHODS:
+            raise UsageError(f"unknown calibration method {self.method!r}", hint=f"one of {', '.join(METHODS)}")
+        if not 50 < self.percentile <= 100:
+            raise UsageError(f"percentile must lie between 50 and 100, not {self.percentile}")
+        if ctx.calibration is None:
+            raise PassContractError("calibrate-ranges needs calibration samples")
+        structure = Structure(graph)
+        histograms, samples = observe(graph, structure, ctx.calibration())
+        widths = sorted({*ctx.target.act_bits, 8})
+        table = {group: self._range(hist, widths, samples) for group, hist in histograms.items()}
+        facts = {"samples": samples, "groups": len(table), "method": self.method}
+        return PassResult(graph.with_notes(graph.notes.with_table(RANGES, table)), Report(facts=facts))
+
+    def _range(self, hist: Histogram, widths: list[int], samples: int) -> Range:
+        error = ClipError(hist)
+        clip = {bits: self._clip(hist, error, bits) for bits in widths}
+        return Range(hist.lo, hist.hi, clip, {bits: error(*clip[bits], bits) for bits in widths}, samples)
+
+    def _clip(self, hist: Histogram, error: ClipError, bits: int) -> tuple[float, float]:
+        lo, hi = min(hist.lo, 0.0), max(hist.hi, 0.0)
+        if self.method == "percentile":
+            outside = 100 - self.percentile
+            return min(hist.percentile(outside), 0.0), max(hist.percentile(self.percentile), 0.0)
+        if self.method == "minmax" or bits > self.mse_bits:
+            return lo, hi
+        return least_squares_clip(error, lo, hi, bits)
+
+
+def observe(
+    graph: Graph, structure: Structure, batches: Iterator[dict[str, Array]]
+) -> tuple[dict[str, Histogram], int]:
+    """Histograms by grid group over all samples, and the number of samples.
+
+    Raises:
+        DataError: no samples, a missing or misshapen input, or a value that is not finite.
+    """
+    histograms = {group: Histogram() for group in structure.members}
+    observed = {value: structure.group_of[value] for value in _informative(graph, structure)}
+
+    def watch(value: str, x: Tensor) -> Tensor:
+        group = observed.get(value)
+        if group is not None and not histograms[group].add(x):
+            raise DataError(
+                f"{value!r} becomes infinite or NaN on the calibration data", hint="check the inputs' preprocessing"
+            )
+        return x
+
+    runner, samples = TorchGraph(graph), 0
+    for batch in batches:
+        inputs = check_inputs(graph, batch, samples)
+        samples += len(next(iter(inputs.values())))
+        for name, array in inputs.items():
+            if name in observed:
+                pass
+        runner.run(inputs, quantize=watch)
+    if not samples:
+        raise DataError("the calibration data holds no samples")
+    return histograms, samples
+
+
+def check_inputs(graph: Graph, batch: Mapping[str, Array], seen: int = 0) -> dict[str, Array]:
+    """The graph's inputs of a batch, without labels; `seen` samples came before it (for messages).
+
+    Raises:
+        DataError: an input is missing, has the wrong shape, or holds NaN or infinity.
+    """
+    inputs = {}
+    for port in graph.inputs:
+        if port.name not in batch:
+            raise DataError(f"the data has no array {port.name!r}", hint=f"it holds {', '.join(batch)}")
+        array = batch[port.name]
+        if array.shape[1:] != port.type.sample:
+            raise DataError(f"input {port.name!r} has shape {array.shape[1:]} per sample, not {port.type.sample}")
+        if not np.isfinite(array).all():
+            bad = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0]) + seen
+            raise DataError(f"input {port.name!r} holds NaN or infinity in sample {bad}")
+        inputs[port.name] = array
+    return inputs
+
+
+def _informative(graph: Graph, structure: Structure) -> list[str]:
+    """The stored values whose elements are not just those of another value of their group, moved."""
+    found = [port.name for port in graph.inputs]
+    for value, region in structure.regions.items():
+        inside = all(structure.group_of[v] == structure.group_of[value] for v in region.anchor.inputs)
+        if not (inside and region.anchor.op in MOVEMENT - {"pad"}):
+            found.append(value)
+    return found

@@ -1,0 +1,183 @@
+"""estimate-cost: what each precision of each layer costs on this device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from passes.lower.copy_at_boundary import CopyAtBoundary
+from passes.lower.plan_memory import plan_program
+from passes.quantize.integerize import Integerizer
+from passes.quantize.layer_weights import ScaleMemo
+from passes.structure import Structure
+from qcompile.errors import InternalError
+from qcompile.ir import Graph
+from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
+from qcompile.pm.facts import COSTS, RANGES, BitChoice, Bits, CostTable
+from qcompile.semantics.grids import packed_bytes
+
+from qcompile.target.cost import roofline
+
+from qcompile.target.program import Kernel, KernelWork, Program, work_of
+
+FIXED = ""
+"""Subject of the CostTable that holds the kernels no layer's precision changes."""
+
+
+@dataclass(frozen=True)
+class EstimateCost(Pass):
+    """Price every (weight bits, activation bits) of every layer in seconds and bytes.
+
+    The network is integerized uniformly once for each pair of precision steps of the target (see
+    `Target.weight_steps`), so that a price is that of the very kernels that would be emitted.  Kernels that were
+    never measured are measured on the device (batch 1) and cached; with `measure=False`, or without a backend, a
+    roofline stands in and the table says so.
+    """
+
+    name: ClassVar[str] = "estimate-cost"
+    levels: ClassVar[Levels] = ON_FLOAT
+    requires = (RANGES,)
+    provides = (COSTS,)
+
+    threads: int = 1
+    measure: bool = True
+
+    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
+        target = ctx.target
+        pricer = _Pricer(graph, ctx, self.threads, self.measure)
+        prices: dict[Bits, dict[str, float]] = {}
+        for w in target.weight_steps:
+            for a in target.act_steps:
+                pricer.collect((w, a))
+        pricer.measure_missing()
+        for bits in pricer.programs:
+            prices[bits] = pricer.price(bits)
+        table = {FIXED: CostTable({(8, 8): prices[max(prices)][FIXED]}, {}, pricer.source)}
+        for layer in Structure(graph).layers:
+            numel = graph.const(graph.by_name[layer], "w").size
+            seconds = {
+                (w, a): prices[step(w, target.weight_steps), step(a, target.act_steps)][layer]
+                for w in target.weight_bits
+                for a in target.act_bits
+            }
+            sizes = {w: packed_bytes(numel, w) for w in target.weight_bits}
+            table[layer] = CostTable(seconds, sizes, pricer.source)
+        report = Report(
+            done=(f"{pricer.total} kernels, {pricer.fresh} measured now, costs are {pricer.source}",),
+            facts={"source": pricer.source, "kernels": pricer.total, "measured_now": pricer.fresh},
+        )
+        return PassResult(graph.with_notes(graph.notes.with_table(COSTS, table)), report)
+
+
+def step(bits: int, steps: Sequence[int]) -> int:
+    """The precision step a width belongs to: the smallest step that is not below it."""
+    return min((s for s in steps if s >= bits), default=max(steps))
+
+
+@dataclass
+class _Pricer:
+    """Programs of the uniform precisions and the prices of their kernels."""
+
+    graph: Graph
+    ctx: PassContext
+    threads: int
+    measure: bool
+    programs: dict[Bits, Program] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    scales: ScaleMemo = field(default_factory=dict)
+    offered: dict[tuple[Bits, str], tuple[str, ...]] = field(default_factory=dict)
+    fresh: int = 0
+
+    @property
+    def total(self) -> int:
+        return len(self.seconds)
+
+    @property
+    def source(self) -> str:
+        return "measured" if self._measuring else "roofline"
+
+    @property
+    def _measuring(self) -> bool:
+        return self.measure and self.ctx.backend is not None and self.ctx.costs is not None
+
+    def collect(self, bits: Bits) -> None:
+        """Lower the network at one uniform precision."""
+        structure = Structure(self.graph)
+        plan = {layer: BitChoice(*bits) for layer in structure.layers}
+        integer = Integerizer(self.graph, self.graph.notes[RANGES], plan, self.scales).run()
+        integer = CopyAtBoundary().run(integer, self.ctx).graph
+        program = plan_program(integer, self.ctx.target)
+        self.programs[bits] = program
+        for kernel in program.kernels:
+            backend = self.ctx.backend
+            variants = backend.variants(kernel, program) if backend is not None else ("",)
+            self.offered[bits, kernel.name] = variants
+
+    def _works(self) -> dict[str, tuple[KernelWork, Kernel, Program]]:
+        found: dict[str, tuple[KernelWork, Kernel, Program]] = {}
+        for bits, program in self.programs.items():
+            for kernel in program.kernels:
+                for variant in self.offered[bits, kernel.name]:
+                    chosen = replace(kernel, variant=variant)
+                    work = work_of(chosen, program)
+                    found.setdefault(work.key, (work, chosen, program))
+        return found
+
+    def measure_missing(self) -> None:
+        works = self._works()
+        if not self._measuring:
+            self.seconds = {key: roofline(work, self.ctx.target) for key, (work, _, _) in works.items()}
+            return
+        backend, costs = self.ctx.backend, self.ctx.costs
+        if backend is None or costs is None:
+            raise InternalError("measuring needs a backend and a cost cache")
+        compiler = backend.fingerprint()
+        known = costs.get_many([work for work, _, _ in works.values()], self.threads, compiler)
+        missing = [key for key in works if key not in known]
+        self.fresh = len(missing)
+        for start in range(0, len(missing), _BATCH):
+            part = missing[start : start + _BATCH]
+            self.ctx.progress("measure", start, len(missing))
+            results = backend.measure([works[key][1:] for key in part], self.threads)
+            for key, measurement in zip(part, results, strict=True):
+                costs.put(works[key][0], compiler, measurement)
+                known[key] = measurement
+        if missing:
+            self.ctx.progress("measure", len(missing), len(missing))
+        self.seconds = {key: measurement.median for key, measurement in known.items()}
+
+    def price(self, bits: Bits) -> Mapping[str, float]:
+        """Seconds by layer, and under FIXED the sum over the kernels that belong to no layer."""
+        program, structure = self.programs[bits], Structure(self.graph)
+        owners = _owners(program, structure)
+        prices = dict.fromkeys((*structure.layers, FIXED), 0.0)
+        for kernel in program.kernels:
+            variants = self.offered[bits, kernel.name]
+            prices[owners[kernel.name]] += min(self.seconds[work_of(kernel, program, v).key] for v in variants)
+        return prices
+
+
+_BATCH = 8
+"""Kernels measured between two writes to the cache: what an interruption loses."""
+
+
+def _owners(program: Program, structure: Structure) -> dict[str, str]:
+    """Kernel → the layer whose precision decides its price, or FIXED.
+
+    A copy of a stored value at fewer bits belongs to the first of the tied layers that read it.
+    """
+    layer_of_group = {group: layers[0] for group, layers in structure.tied().items()}
+    owners = {}
+    for kernel in program.kernels:
+        origin = kernel.anchor.origin[0] if kernel.anchor.origin else ""
+        copied = kernel.anchor.name.rsplit(":", 1)[-1].startswith("u")
+        if kernel.anchor.op in ("conv2d", "linear"):
+            owners[kernel.name] = origin
+        elif copied and origin in structure.group_of:
+            owners[kernel.name] = layer_of_group.get(structure.group_of[origin], FIXED)
+        else:
+            owners[kernel.name] = FIXED
+    return owners
+
+

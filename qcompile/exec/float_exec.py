@@ -1,0 +1,121 @@
+"""The float graph in NumPy: slow, simple, and all that is needed to run an artifact's tail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from qcompile.errors import GraphError
+from qcompile.exec import unary
+from qcompile.ir import FLOAT, MOVEMENT, Array, Graph, Node
+from qcompile.semantics.movement import max_pool, move, windows
+
+Consts = Mapping[str, Array]
+_WINDOW_BYTES = 128 << 20
+
+
+def run(
+    graph: Graph, inputs: Mapping[str, Array], *, keep: Sequence[str] = (), with_tail: bool = True
+) -> dict[str, Array]:
+    """Evaluate a float graph.
+
+    Args:
+        graph: level `float`.
+        inputs: one array (n, …) per graph input; converted to float32.
+        keep: names of further values to return.
+        with_tail: run the host's output function too; the outputs are then those of the tail.
+
+    Returns:
+        float32 arrays by output name, and by value name for those in `keep`.
+    """
+    if graph.level != FLOAT:
+        raise GraphError(f"the float evaluator was given a graph of the level {graph.level}")
+    values: dict[str, Array] = {}
+    for port in graph.inputs:
+        if port.name not in inputs:
+            raise GraphError(f"input {port.name!r} is missing")
+        values[port.name] = np.asarray(inputs[port.name], dtype=np.float32)
+    for node in graph.nodes:
+        consts = {role: graph.consts[name] for role, name in node.consts}
+        values[node.name] = evaluate(node, [values[v] for v in node.inputs], consts)
+    kept = {name: values[name] for name in keep if name in values}
+    outputs = {out.name: values[out.value] for out in graph.outputs}
+    if with_tail and graph.tail is not None:
+        further = [name for name in keep if name not in values]
+        return run(graph.tail, outputs, keep=further) | kept
+    return outputs | kept
+
+
+def evaluate(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+    """One float operator on float32 arrays with a batch dimension."""
+    if node.op in MOVEMENT:
+        return move(node, inputs)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(_RULES[node.op](node, inputs, consts)).astype(np.float32, copy=False)
+
+
+def _conv2d(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+    x, w, groups = inputs[0], consts["w"], node.attrs.int("groups")
+    per_group, taps = w.shape[0] // groups, (int(w.shape[2]), int(w.shape[3]))
+    shape = (groups, per_group, -1)
+    _, channels, oh, ow = node.type.shape
+    step = max(1, _WINDOW_BYTES // (4 * oh * ow * x.shape[1] * taps[0] * taps[1]))
+    parts = []
+    for start in range(0, len(x), step):
+        view = windows(x[start : start + step], taps, node.attrs, 0.0)
+        n = len(view)
+        # (n, groups, ci·kh·kw, oh·ow): one matrix product for each sample and group.
+        columns = view.reshape(n, groups, -1, oh, ow, *taps).transpose(0, 1, 2, 5, 6, 3, 4).reshape(n, groups, -1, oh * ow)
+        parts.append(np.matmul(w.reshape(shape)[None], columns).reshape(n, channels, oh, ow))
+    out = np.concatenate(parts)
+    return out + consts["b"][None, :, None, None] if "b" in consts else out
+
+
+def _linear(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+    product = inputs[0] @ consts["w"].T
+    return product + consts["b"] if "b" in consts else product
+
+
+def _batch_norm(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+    scale = consts["scale"] / np.sqrt(consts["var"] + np.float32(node.attrs.float("eps")))
+    shape = (1, -1) + (1,) * (inputs[0].ndim - 2)
+    return (inputs[0] - consts["mean"].reshape(shape)) * scale.reshape(shape) + consts["bias"].reshape(shape)
+
+
+def _avg_pool(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+    kernel = node.attrs.ints("kernel")
+    total = windows(inputs[0], kernel, node.attrs, 0.0).sum(axis=(4, 5))
+    if node.attrs.int("count_pad"):
+        return total / np.float32(kernel[0] * kernel[1])
+    return total / windows(np.ones((1, 1, *inputs[0].shape[2:]), np.float32), kernel, node.attrs, 0.0).sum(axis=(4, 5))
+
+
+def _softmax(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+    axis = node.attrs.int("axis")
+    e = np.exp(inputs[0] - inputs[0].max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def _prelu(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+    return np.where(inputs[0] >= 0, inputs[0], inputs[0] * consts["slope"][None])
+
+
+_RULES: Mapping[str, Callable[[Node, Sequence[Array], Consts], Array]] = {
+    "conv2d": _conv2d,
+    "linear": _linear,
+    "batch_norm": _batch_norm,
+    "affine": lambda node, xs, c: xs[0] * c["scale"][None] + c["shift"][None],
+    "add": lambda node, xs, c: xs[0] + xs[1],
+    "sub": lambda node, xs, c: xs[0] - xs[1],
+    "mul": lambda node, xs, c: xs[0] * xs[1],
+    "clip": lambda node, xs, c: np.clip(xs[0], node.attrs.float("lo"), node.attrs.float("hi")),
+    "prelu": _prelu,
+    "unary": lambda node, xs, c: unary.evaluate(node.attrs.str("expr"), xs[0]),
+    "softmax": _softmax,
+    "avg_pool": _avg_pool,
+    "reduce_mean": lambda node, xs, c: xs[0].mean(
+        axis=node.attrs.ints("axes"), keepdims=bool(node.attrs.int("keepdims")), dtype=np.float32
+    ),
+    "max_pool": lambda node, xs, c: max_pool(xs[0], node.attrs, -np.inf),
+}

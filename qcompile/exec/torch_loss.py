@@ -1,0 +1,121 @@
+"""How far a network's outputs are from the float network's: the loss that sensitivities and plans are measured by.
+
+It needs no labels.  Where an output holds class scores it is the Kullback-Leibler divergence of the softmax, else
+half the mean squared error in units of the output's variance.  Both have their minimum, 0, at the float network, so
+their gradient vanishes there and their Hessian is positive semi-definite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qcompile.ir import Graph
+
+CLASSES, PROBABILITIES, VALUES = "classes", "probabilities", "values"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLoss:
+    """The loss of one output.
+
+    Attributes:
+        kind: CLASSES (scores before a softmax), PROBABILITIES (behind it) or VALUES.
+        variance: of the output's elements; the unit of VALUES.
+        weight: share of this output in the sum over outputs.
+    """
+
+    kind: str
+    variance: float = 1.0
+    weight: float = 1.0
+
+    def scores(self, z: Tensor) -> Tensor:
+        """Class scores (n, k) of an output."""
+        return z.clamp_min(1e-30).log() if self.kind == PROBABILITIES else z
+
+    def __call__(self, z: Tensor, reference: Tensor) -> Tensor:
+        """The weighted loss of each sample, shape (n,), ≥ 0."""
+        if self.kind == VALUES:
+            error = (z - reference).square().flatten(1).mean(dim=1)
+            return self.weight * 0.5 / self.variance * error
+        log_p = F.log_softmax(self.scores(reference), dim=1)
+        log_q = F.log_softmax(self.scores(z), dim=1)
+        return self.weight * (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+    def cross_entropy(self, z: Tensor, labels: Tensor) -> Tensor:
+        """The weighted cross-entropy of each sample with integer labels (n,); only for class outputs."""
+        return self.weight * F.cross_entropy(self.scores(z), labels, reduction="none")
+
+    def hessian_root(self, z: Tensor, signs: Tensor) -> Tensor:
+        """A vector v (z's shape) with E[v vᵀ] = ∂²loss/∂scores² per sample, from independent signs ±1.
+
+        For class scores the Hessian is diag(p) − p pᵀ, and v = (diag(√p) − p √pᵀ) s has exactly this covariance.
+        Labels sampled from p have it too, but where the network is sure of its answer they are all alike and the
+        estimate hangs on rare draws; the signs spread it evenly.
+        """
+        if self.kind == VALUES:
+            return signs * (self.weight / (self.variance * (z.numel() / len(z)))) ** 0.5
+        p = self.scores(z).softmax(dim=1)
+        q = p.sqrt() * signs
+        return self.weight**0.5 * (q - p * q.sum(dim=1, keepdim=True))
+
+    def agreement(self, z: Tensor, reference: Tensor) -> Tensor:
+        """Share of positions whose largest channel is the same, per sample (n,)."""
+        same = z.argmax(dim=1) == reference.argmax(dim=1)
+        return same.double().reshape(len(same), -1).mean(dim=1)
+
+
+def output_losses(graph: Graph) -> dict[str, OutputLoss]:
+    """The loss of each output by name: class scores are a vector per sample that does not have an input's shape.
+
+    An output shaped like an input is a reconstruction (an autoencoder's), not a score per class.
+    """
+    shapes = {port.type.shape for port in graph.inputs}
+    found = {}
+    for out in graph.outputs:
+        type_ = graph.type_of(out.value)
+        kind = CLASSES if type_.rank == 2 and type_.numel > 1 and type_.shape not in shapes else VALUES
+        node = graph.by_name.get(out.value)
+        if kind == CLASSES and node is not None and node.op == "softmax":
+            kind = PROBABILITIES
+        found[out.name] = OutputLoss(kind, weight=1 / len(graph.outputs))
+    return found
+
+
+class Spread:
+    """Running variance of the outputs, over batches, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.square = 0, 0.0, 0.0
+
+    def add(self, z: Tensor) -> None:
+        self.count += z.numel()
+        self.sum += float(z.double().sum())
+        self.square += float(z.double().square().sum())
+
+    @property
+    def variance(self) -> float:
+        """At least a rounding error of the outputs' magnitude, never 0."""
+        mean_square = self.square / max(self.count, 1)
+        return max(mean_square - (self.sum / max(self.count, 1)) ** 2, 1e-12 * mean_square, 1e-30)
+
+
+def with_variances(
+    losses: Mapping[str, OutputLoss], outputs: Iterable[Mapping[str, Tensor]]
+) -> dict[str, OutputLoss]:
+    """The losses with the variances of the float outputs set."""
+    spreads = {name: Spread() for name in losses}
+    for batch in outputs:
+        for name, spread in spreads.items():
+            spread.add(batch[name])
+    return {name: replace(loss, variance=spreads[name].variance) for name, loss in losses.items()}
+
+
+def total_loss(losses: Mapping[str, OutputLoss], z: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
+    """The loss of each sample summed over outputs, float64, shape (n,)."""
+    parts = [loss(z[name].double(), reference[name].double()) for name, loss in losses.items()]
+    return torch.stack(parts).sum(dim=0)

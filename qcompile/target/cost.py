@@ -1,0 +1,203 @@
+"""What kernels cost: measurements kept between runs, and a roofline where nothing can be measured.
+
+A latency without its conditions is worthless, so the device, the thread count and the compiler are part of the key
+and everything else the measurer knows (clock, load, date) is stored beside the value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import StorageError
+from qcompile.target.backend import Measurement
+from qcompile.target.model import Target
+from qcompile.target.program import KernelWork
+
+_BUSY_SECONDS = 30.0
+"""How long one process waits for another's write; a write takes milliseconds."""
+
+_VERSION = 1
+"""Of the table below; a file of another version is left alone and a new one is made beside it."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS costs (
+    device TEXT NOT NULL, work TEXT NOT NULL, threads INTEGER NOT NULL, compiler TEXT NOT NULL,
+    median REAL NOT NULL, p90 REAL NOT NULL, runs INTEGER NOT NULL, conditions TEXT NOT NULL,
+    PRIMARY KEY (device, work, threads, compiler)
+) WITHOUT ROWID
+"""
+
+
+def cache_directory() -> Path:
+    """Where qcompile keeps what it can measure again: QCOMPILE_CACHE_DIR, or the user's cache folder."""
+    if chosen := os.environ.get("QCOMPILE_CACHE_DIR"):
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("qcompile"))
+
+
+@cache
+def fingerprint() -> str:
+    """This device for the keys of measurements: processor model, hash of its features, and cores; no host name."""
+    model, flags = platform.processor() or platform.machine(), ""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    for line in text.splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name in ("model name", "Hardware"):
+            model = value
+        elif name in ("flags", "Features"):
+            # The order of the flags is the kernel's business, not the processor's.
+            flags = " ".join(sorted(value.split()))
+    digest = hashlib.sha256(flags.encode()).hexdigest()[:12]
+    return f"{' '.join(model.split())}; flags {digest}; {os.cpu_count() or 1} cores"
+
+
+class CostCache:
+    """Measured kernel costs in one SQLite file that several processes may use at once.
+
+    Write-ahead logging keeps the file whole when a process is killed; what was put before stays.  Each call opens
+    its own connection, so an instance may cross threads and forks.
+
+    Args:
+        directory: of the file; `cache_directory()` where it is not given.
+        device: first part of every key; `fingerprint()` where it is not given.
+    """
+
+    def __init__(self, directory: Path | None = None, device: str | None = None) -> None:
+        self.path = (directory or cache_directory()) / f"costs-v{_VERSION}.sqlite"
+        self.device = device or fingerprint()
+
+    def get_many(self, works: Iterable[KernelWork], threads: int, compiler: str) -> dict[str, Measurement]:
+        """The known measurements among these works, by `KernelWork.key`.
+
+        Raises:
+            StorageError: the cache cannot be opened.
+        """
+        found: dict[str, Measurement] = {}
+        with self._open() as db:
+            for key in dict.fromkeys(work.key for work in works):
+                row = db.execute(
+                    "SELECT median, p90, runs FROM costs WHERE device=? AND work=? AND threads=? AND compiler=?",
+                    (self.device, key, threads, compiler),
+                ).fetchone()
+                if row is not None:
+                    found[key] = Measurement(median=row[0], p90=row[1], runs=row[2], threads=threads)
+        return found
+
+    def put(
+        self,
+        work: KernelWork,
+        compiler: str,
+        measurement: Measurement,
+        conditions: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store one measurement (its `threads` is part of the key), replacing an older one.
+
+        Args:
+            work: the kernel that was measured.
+            compiler: its version string.
+            measurement: seconds; must be finite and not negative.
+            conditions: whatever else was known, as JSON values (clock, load, isolation, …).
+
+        Raises:
+            StorageError: the cache cannot be written.
+            ValueError: the measurement holds no usable number.
+        """
+        if not all(math.isfinite(s) and s >= 0 for s in (measurement.median, measurement.p90)):
+            raise ValueError(f"not a duration: {measurement}")
+        row = (
+            self.device, work.key, measurement.threads, compiler,
+            measurement.median, measurement.p90, measurement.runs,
+            json.dumps(dict(conditions or {}), sort_keys=True),
+        )  # fmt: skip
+        with self._open() as db:
+            db.execute("INSERT OR REPLACE INTO costs VALUES (?,?,?,?,?,?,?,?)", row)
+
+    def conditions(self, work: KernelWork, threads: int, compiler: str) -> dict[str, Any] | None:
+        """What was noted about a measurement, or None where there is none."""
+        with self._open() as db:
+            row = db.execute(
+                "SELECT conditions FROM costs WHERE device=? AND work=? AND threads=? AND compiler=?",
+                (self.device, work.key, threads, compiler),
+            ).fetchone()
+        return None if row is None else dict(json.loads(row[0]))
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose changes are committed on leaving without an error."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS)
+            try:
+                _prepare(db)
+                with db:
+                    yield db
+            finally:
+                db.close()
+        except (sqlite3.Error, OSError) as error:
+            raise StorageError(
+                f"the cost cache {self.path} cannot be used: {error}",
+                hint="delete the file, or set QCOMPILE_CACHE_DIR to a folder you may write to",
+            ) from error
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    """Set the journal mode and make the table.
+
+    Switching to write-ahead logging needs the file alone and, unlike other statements, does not wait for its turn;
+    so the first processes to meet on a new file retry.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute(_SCHEMA)
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+def macs_of(work: KernelWork) -> int:
+    """Multiply-accumulates of one sample; an operator without weights counts one operation per element it reads."""
+    return sum(_node_macs(*node) for node in work.nodes)
+
+
+def _node_macs(op: object, attrs: object, type_: Any, shapes: Any, operands: Any) -> int:
+    weights: Sequence[int] = dict(shapes).get("w", ())
+    if weights:
+        return int(type_.numel * math.prod(weights[1:]))
+    return int(type_.numel * math.prod(dict(_pairs(attrs)).get("kernel", ())) * len(operands))
+
+
+def _pairs(attrs: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, value) for name, value in attrs if isinstance(value, tuple))
+
+
+def roofline(work: KernelWork, target: Target) -> float:
+    """Seconds one thread needs at least: the slower of arithmetic at peak and memory traffic at full bandwidth.
+
+    Weights count one byte each and other constants four, because a work does not hold their precision.
+    """
+    moved = sum(layout.bytes for layout in (*work.inputs, work.output))
+    for node in work.nodes:
+        shapes: Any = node[3]
+        moved += sum(math.prod(shape) * (1 if role == "w" else 4) for role, shape in shapes)
+    return max(macs_of(work) / target.peak_macs_per_second, moved / target.bytes_per_second)

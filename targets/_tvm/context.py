@@ -1,0 +1,138 @@
+"""What every kernel generator works on: one kernel of a program, its layouts and constants, and the parameters it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from qcompile.ir import Array, Node, storage
+from qcompile.target.program import Kernel, Layout, Program
+from targets._tvm.builder import Builder, Expr, const
+from targets._tvm.isa import Isa
+from targets._tvm.packing import Recipe
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An argument that points at packed parameters."""
+
+    recipe: Recipe
+    array: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An argument that points at a stored value."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """An argument that points at memory only this kernel uses while it runs."""
+
+    bytes: int
+
+
+Argument = Constant | Value | Scratch
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A generated kernel: its function and what each of its pointer parameters is bound to, in order."""
+
+    func: Any
+    arguments: tuple[Argument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stored value inside a kernel: the pointer parameter and where its elements lie."""
+
+    buffer: Any
+    layout: Layout
+
+    def address(self, coords: Sequence[Expr]) -> Expr:
+        """Flat element index of logical coordinates, which may point into the halo."""
+        layout = self.layout
+        if layout.channels_last:
+            c, h, w = coords
+            return ((h + layout.halo[0]) * layout.cols + (w + layout.halo[1])) * layout.pixel + c
+        return flat_index(coords, layout.shape)
+
+
+def flat_index(coords: Sequence[Expr], shape: Sequence[int]) -> Expr:
+    """Row-major index."""
+    index: Expr = const(0)
+    for coord, size in zip(coords, shape, strict=True):
+        index = index * size + coord
+    return index
+
+
+class Context:
+    """One kernel being generated."""
+
+    def __init__(self, kernel: Kernel, program: Program, isa: Isa) -> None:
+        self.kernel = kernel
+        self.program = program
+        self.isa = isa
+        self.b = Builder()
+        self._arguments: list[Argument] = []
+        self._stored: dict[str, Stored] = {}
+
+    @cached_property
+    def output(self) -> Stored:
+        return self.stored(self.kernel.name)
+
+    @property
+    def anchor(self) -> Node:
+        return self.kernel.anchor
+
+    @property
+    def out_layout(self) -> Layout:
+        return self.layout(self.kernel.name)
+
+    def layout(self, value: str) -> Layout:
+        return self.program.buffers[value].layout
+
+    def const(self, node: Node, role: str) -> Array:
+        return self.program.graph.const(node, role)
+
+    def const_or(self, node: Node, role: str) -> Array | None:
+        return self.program.graph.const_or(node, role)
+
+    def stored(self, value: str) -> Stored:
+        """The pointer to a stored value; one parameter per value."""
+        if value not in self._stored:
+            layout = self.layout(value)
+            pointer = self.b.pointer(f"a{len(self._arguments)}", storage(layout.dtype).name)
+            self._arguments.append(Value(value))
+            self._stored[value] = Stored(pointer, layout)
+        return self._stored[value]
+
+    def pack(self, recipe: str, *constants: str | None, **params: Any) -> Constant:
+        """Packed parameters, not yet a pointer."""
+        made = Recipe(recipe, tuple(c for c in constants if c is not None), params)
+        return Constant(made, made.pack(self.program.graph.consts))
+
+    def constant(self, packed: Constant) -> Any:
+        """A pointer to packed parameters (int8, uint8, int16 or int32)."""
+        pointer = self.b.pointer(f"a{len(self._arguments)}", packed.array.dtype.name)
+        self._arguments.append(packed)
+        return pointer
+
+    def scratch(self, dtype: str, elements: int) -> Any:
+        pointer = self.b.pointer(f"a{len(self._arguments)}", dtype)
+        self._arguments.append(Scratch(elements * np.dtype(dtype).itemsize))
+        return pointer
+
+    def parallel_kind(self, operations: int, extent: int) -> str:
+        """Whether a loop is worth sharing among threads."""
+        return "parallel" if operations >= self.isa.parallel_operations and extent > 1 else "serial"
+
+    def finish(self) -> Emitted:
+        return Emitted(self.b.function("kernel"), tuple(self._arguments))

@@ -1,0 +1,113 @@
+"""The backend every CPU target shares: variants by legality, kernels by dispatch, one library per program."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from qcompile.errors import InternalError, VerificationError
+from qcompile.ir import Graph
+from qcompile.target.backend import Measurement
+from qcompile.target.model import Target
+from qcompile.target.program import Kernel, Program
+from targets._tvm import build, float_scan, library, profile
+from targets._tvm.context import Context, Emitted
+from targets._tvm.isa import Isa
+from targets._tvm.kernels import conv_direct, generic
+from targets._tvm.runner import ENTRY, LIBRARY, LibraryExecutable
+
+Generator = Callable[[Context], Emitted]
+Legal = Callable[[Context], bool]
+
+GENERIC = "generic"
+
+
+@cache
+def _source_hash() -> str:
+    """Of every file under `targets/`: another generator makes other kernels."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Variant:
+    """One implementation: when it is legal, what instruction set it is written for, and its generator."""
+
+    def __init__(self, name: str, isa: Isa, legal: Legal, emit: Generator) -> None:
+        self.name, self.isa, self.legal, self.emit = name, isa, legal, emit
+
+
+class CpuBackend:
+    """Implements `qcompile.target.backend.Backend` over a table of variants, preferred first."""
+
+    architecture = "x86_64"
+
+    def __init__(self, target: Target, options: Mapping[str, str], variants: Sequence[Variant]) -> None:
+        self.target = target
+        self.options = {**options, **target.options}
+        self._variants = {v.name: v for v in variants}
+
+    def fingerprint(self) -> str:
+        return f"{build.compiler_version()}, generator {_source_hash()}"
+
+    def variants(self, kernel: Kernel, program: Program) -> tuple[str, ...]:
+        return tuple(v.name for v in self._variants.values() if v.legal(Context(kernel, program, v.isa)))
+
+    def emit(self, kernel: Kernel, program: Program) -> Emitted:
+        """Generate one kernel with its chosen variant, or the preferred legal one where none is chosen."""
+        name = kernel.variant or self.variants(kernel, program)[0]
+        if name not in self._variants:
+            raise InternalError(f"target {self.target.name} has no kernel variant {name!r}", node=kernel.name)
+        variant = self._variants[name]
+        return variant.emit(Context(kernel, program, variant.isa))
+
+    def measure(self, works: Sequence[tuple[Kernel, Program]], threads: int) -> list[Measurement]:
+        emitted = [(kernel, program, self.emit(kernel, program)) for kernel, program in works]
+        return profile.measure_kernels(emitted, self.options, threads)
+
+    def build(self, program: Program, directory: Path) -> Mapping[str, str]:
+        assembled = self._assemble(program)
+        library.write_library(assembled, self.options, directory)
+        return {
+            "compiler": build.compiler_version(),
+            "target": str(build.target_of(self.options)),
+            "entry": ENTRY,
+            "functions": str(len(assembled.functions)),
+        }
+
+    def _assemble(self, program: Program) -> library.Assembled:
+        return library.assemble(program, [self.emit(k, program) for k in program.kernels])
+
+    def load(self, directory: Path, graph: Graph) -> LibraryExecutable:
+        return LibraryExecutable(directory, graph)
+
+    def float_operations(self, directory: Path, program: Program | None = None) -> list[str]:
+        """With a program: its functions are compiled again, their listings searched, and the library that they link
+        to must be the one in `directory`, byte for byte.  Without: the library is disassembled."""
+        if program is None:
+            return float_scan.library_float_operations(directory / LIBRARY, self.architecture)
+        with TemporaryDirectory() as folder:
+            codes = library.write_library(self._assemble(program), self.options, Path(folder))
+            if (Path(folder) / LIBRARY).read_bytes() != (directory / LIBRARY).read_bytes():
+                raise VerificationError(
+                    f"{directory / LIBRARY} is not the library that this program builds to",
+                    hint="it was built by another compiler version, or changed since",
+                )
+        return [
+            op
+            for c in codes
+            for op in float_scan.assembly_float_operations(c.name, c.assembly, self.architecture)
+        ]
+
+
+def generic_variant(isa: Isa) -> Variant:
+    return Variant(GENERIC, isa, lambda ctx: True, generic.emit)
+
+
+def direct_variant(name: str, isa: Isa, proved: Legal = lambda ctx: True) -> Variant:
+    return Variant(name, isa, lambda ctx: conv_direct.is_legal(ctx) and proved(ctx), conv_direct.emit)

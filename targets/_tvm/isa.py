@@ -1,0 +1,89 @@
+"""What the shared kernels need to know about an instruction set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from targets._tvm.builder import Expr
+
+Operand = tuple[Expr, ...]
+"""A register operand of the dot product in whatever form the instruction set wants it."""
+
+
+class Isa(Protocol):
+    """One vector instruction set with a dot product of 4 uint8 by 4 int8 in every int32 lane.
+
+    Attributes:
+        lanes: int32 lanes of a vector register; also the output channels of one accumulator.
+        registers: vector registers.
+        dot_cycles, load_cycles: reciprocal throughput of one `dot4` and of one vector load or broadcast.
+        dot_latency: cycles before an accumulator can be used again.
+        operand_registers: registers one prepared operand takes.
+        parallel_operations: multiply-adds below which a kernel is not worth sharing among threads.
+    """
+
+    @property
+    def lanes(self) -> int: ...
+
+    @property
+    def registers(self) -> int: ...
+
+    @property
+    def dot_cycles(self) -> float: ...
+
+    @property
+    def load_cycles(self) -> float: ...
+
+    @property
+    def dot_latency(self) -> int: ...
+
+    @property
+    def operand_registers(self) -> int: ...
+
+    @property
+    def parallel_operations(self) -> int: ...
+
+    def multiply_add(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """acc + x·w; `lanes` int32; 0 ≤ x ≤ 255 (zero-extended), −128 ≤ w ≤ 127 (sign-extended)."""
+
+    def prepare_x(self, x: Expr) -> Operand:
+        """From `lanes` int32 that each hold 4 uint8."""
+
+    def prepare_w(self, w: Expr) -> Operand:
+        """From `lanes` int32 that each hold 4 int8."""
+
+    def dot4(self, acc: Expr, x: Operand, w: Operand) -> Expr:
+        """acc + Σ over the 4 bytes of each lane, exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortableIsa:
+    """Plain vector arithmetic: right everywhere, fast nowhere in particular."""
+
+    lanes: int = 8
+    registers: int = 16
+    dot_cycles: float = 4
+    load_cycles: float = 0.5
+    dot_latency: int = 5
+    operand_registers: int = 1
+    parallel_operations: int = 1 << 20
+
+    def multiply_add(self, acc: Any, x: Any, w: Any) -> Any:
+        return acc + x * w
+
+    def prepare_x(self, x: Any) -> Operand:
+        return (x,)
+
+    def prepare_w(self, w: Any) -> Operand:
+        return (w,)
+
+    def dot4(self, acc: Any, x: Operand, w: Operand) -> Any:
+        from targets._tvm.builder import const, vec
+
+        wide = vec("int32", self.lanes)
+        for byte in range(4):
+            value = (x[0] >> const(8 * byte, wide)) & const(255, wide)
+            factor = (w[0] << const(24 - 8 * byte, wide)) >> const(24, wide)
+            acc = acc + value * factor
+        return acc

@@ -1,0 +1,1 @@
+"""Kernels shared by the CPU targets: one file per family of operators."""

@@ -1,0 +1,209 @@
+"""Register-tiled direct convolution on channels-last uint8 activations, requantized in registers.
+
+An accumulator holds `lanes` output channels of one pixel.  A step broadcasts 4 input bytes to all lanes and adds their
+dot product with 4 weights per lane; weights are packed int8[O/lanes][steps][lanes][4].  Borders are never tested: the
+input's halo holds the zero point.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qcompile.ir import Array
+from targets._tvm.builder import Expr, broadcast, const, reinterpret, vec
+from targets._tvm.context import Context, Emitted
+from targets._tvm.kernels.epilogue import Epilogue, store
+from targets._tvm.kernels.pointwise import fill_halo
+from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
+from targets._tvm.packing import STEP, first_channel, input_width
+
+
+def shared_blocks(w: Array, groups: int, lanes: int) -> int:
+    """Consecutive blocks of `lanes` output channels that read the same input channels; 0 where they do not nest."""
+    per_group = w.shape[0] // groups
+    if groups == 1:
+        return -(-per_group // lanes)
+    if per_group % lanes == 0:
+        return per_group // lanes
+    return 1 if lanes % per_group == 0 else 0
+
+
+def is_legal(ctx: Context) -> bool:
+    """Whether the loads of the tiles stay inside the buffers and read what the operator defines."""
+    node = ctx.anchor
+    if node.op == "linear":
+        source = ctx.program.buffers[node.inputs[0]]
+        # The last step of a row reads up to 3 bytes behind it, which only the arena has room for.
+        room = source.place == "arena" or source.layout.shape[-1] % STEP == 0
+        plain = not any(ctx.layout(v).channels_last for v in (*ctx.kernel.inputs, ctx.kernel.name))
+        whole = all(ctx.layout(v).shape == ctx.out_layout.shape for v in ctx.kernel.inputs[1:])
+        return room and plain and whole and source.layout.dtype != "i32"
+    if node.op != "conv2d":
+        return False
+    layout, out = ctx.layout(node.inputs[0]), ctx.out_layout
+    pad = node.attrs.ints("pad")
+    covered = all(h >= p for h, p in zip(layout.halo, pad, strict=True))
+    filled = not any(pad) or layout.fill == node.attrs.int("pad_value")
+    last = all(ctx.layout(v).channels_last for v in ctx.kernel.inputs) and out.channels_last
+    nested = shared_blocks(ctx.const(node, "w"), node.attrs.int("groups"), ctx.isa.lanes) > 0
+    return last and layout.dtype != "i32" and covered and filled and nested
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A convolution, or a linear layer seen as one of 1×1, in bytes of its input.
+
+    Attributes:
+        weights: int8[O, I/g, KH, KW].
+        height, width: of the output.
+        pixel, row: bytes from one input pixel, or row, to the next.
+        origin: address of the first tap of output (0, 0).
+        room: output channels that may be stored (surplus ones included).
+    """
+
+    weights: Array
+    groups: int
+    height: int
+    width: int
+    pixel: int
+    row: int
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    origin: int
+    room: int
+
+
+def geometry_of(ctx: Context) -> Geometry:
+    node, out = ctx.anchor, ctx.out_layout
+    layout, w = ctx.layout(node.inputs[0]), ctx.const(node, "w")
+    if node.op == "linear":
+        rows, features = math.prod(out.shape[:-1]), w.shape[1]
+        whole = w.reshape(*w.shape, 1, 1)
+        return Geometry(whole, 1, 1, rows, features, rows * features, (1, 1), (1, 1), 0, out.shape[-1])
+    row = layout.cols * layout.pixel
+    top, left, _, _ = node.attrs.ints("pad")
+    origin = (layout.halo[0] - top) * row + (layout.halo[1] - left) * layout.pixel
+    return Geometry(
+        w, node.attrs.int("groups"), out.shape[1], out.shape[2], layout.pixel, row,
+        node.attrs.ints("stride"), node.attrs.ints("dilation"), origin, out.pixel,
+    )  # fmt: skip
+
+
+class DirectConv:
+    """The generator of one convolution's tiles."""
+
+    def __init__(self, ctx: Context) -> None:
+        node = ctx.anchor
+        self.ctx, self.b, self.isa = ctx, ctx.b, ctx.isa
+        self.lanes = ctx.isa.lanes
+        self.geometry = geometry_of(ctx)
+        w = self.geometry.weights
+        self.groups = self.geometry.groups
+        self.source = ctx.stored(node.inputs[0])
+        self.pixel, self.row = self.geometry.pixel, self.geometry.row
+        self.stride, self.dilation = self.geometry.stride, self.geometry.dilation
+        self.out_channels, _, self.kh, kw = w.shape
+        self.blocks = -(-self.out_channels // self.lanes)
+        # Taps of a row that are neighbours in memory form one run of bytes; else every tap is a run of its own.
+        merged = self.dilation[1] == 1 and self.groups == 1 and self.pixel == w.shape[1]
+        self.runs = 1 if merged else kw
+        self.run_bytes = kw * w.shape[1] if merged else input_width(w, self.groups, self.lanes)
+        self.run_steps = -(-self.run_bytes // STEP)
+        self.steps = self.kh * self.runs * self.run_steps
+        packed = ctx.pack("direct", node.const("w"), groups=self.groups, lanes=self.lanes, merged=merged)
+        self.weights = ctx.constant(packed)
+        size, bias = self.blocks * self.lanes, node.const("b")
+        self.bias = ctx.constant(
+            ctx.pack("vector", bias, size=size) if bias else ctx.pack("zeros", size=size)
+        )
+        self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name)
+
+    def _coords(self, channel: Expr, row: Expr, col: Expr) -> tuple[Expr, ...]:
+        """Logical output coordinates; a linear layer's columns are its flattened leading dimensions."""
+        shape = self.ctx.out_layout.shape
+        if self.ctx.anchor.op == "conv2d":
+            return channel, row, col
+        return (*([const(0)] * (len(shape) - 2)), *([col] if len(shape) > 1 else []), channel)
+
+    def _first_channel(self, block: Expr) -> Expr:
+        outputs, inputs = self.geometry.weights.shape[:2]
+        return first_channel(block, outputs, inputs, self.groups, self.lanes)
+
+    def emit(self) -> Emitted:
+        ctx = self.ctx
+        height, width = self.geometry.height, self.geometry.width
+        tile = choose_tile(
+            self.isa,
+            self.blocks,
+            height,
+            width,
+            self.steps,
+            shared_blocks(self.geometry.weights, self.groups, self.lanes),
+        )
+        last = self.out_channels - (self.blocks - 1) * self.lanes
+        exact = last if self.blocks * self.lanes > self.geometry.room else None
+        whole = self.blocks - (exact is not None)
+        parts = [(start, count, size, None) for start, count, size in spans(whole, tile.blocks)]
+        if exact is not None:
+            parts.append((whole, 1, 1, exact))
+        operations = self.blocks * self.lanes * height * width * self.steps * STEP
+        for first, blocks, size, count in parts:
+            for top, rows, tile_rows in spans(height, tile.rows):
+                kind = ctx.parallel_kind(operations, blocks * rows)
+                with self.b.loop(blocks * rows, kind) as i:
+                    block = self.b.let(i // rows * size + first)
+                    row = self.b.let(i % rows * tile_rows + top)
+                    for left, cols, tile_cols in spans(width, tile.cols):
+                        with self.b.loop(cols) as j:
+                            col = self.b.let(j * tile_cols + left)
+                            self._tile(Tile(size, tile_rows, tile_cols), block, row, col, count)
+        fill_halo(ctx)
+        return ctx.finish()
+
+    def _tile(self, tile: Tile, block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
+        """Compute and store one register tile whose first output is (block, row, col)."""
+        b, wide = self.b, vec("int32", self.lanes)
+        accs = [[b.local(wide) for _ in range(tile.pixels)] for _ in range(tile.blocks)]
+        for g, group in enumerate(accs):
+            start = b.let(b.load(self.bias, (block + g) * self.lanes, self.lanes))
+            for acc in group:
+                b.store(acc, 0, start)
+        x0 = row * (self.stride[0] * self.row) + col * (self.stride[1] * self.pixel)
+        x0 = b.let(x0 + self._first_channel(block) + self.geometry.origin)
+        w0 = b.let(block * (self.steps * self.lanes * STEP))
+        unroll = unroll_of(tile, self.run_steps)
+        with b.loop(self.kh) as i, b.loop(self.runs) as r, b.loop(self.run_steps // unroll) as d:
+            step = ((i * self.runs + r) * self.run_steps + d * unroll) * (self.lanes * STEP)
+            weights = b.let(w0 + step)
+            taps = i * (self.dilation[0] * self.row) + r * (self.dilation[1] * self.pixel)
+            inputs = b.let(x0 + taps + d * (unroll * STEP))
+            for u in range(unroll):
+                self._step(tile, accs, inputs + u * STEP, weights + u * self.lanes * STEP)
+        for g, group in enumerate(accs):
+            channel = b.let((block + g) * self.lanes)
+            for p, acc in enumerate(group):
+                coords = self._coords(channel, row + p // tile.cols, col + p % tile.cols)
+                store(self.ctx, coords, self.epilogue.value(b.load(acc, 0), coords, self.lanes), exact)
+
+    def _step(self, tile: Tile, accs: list[list[Expr]], inputs: Expr, weights: Expr) -> None:
+        """One dot product of 4 bytes into every accumulator of the tile."""
+        b, isa, wide = self.b, self.isa, vec("int32", self.lanes)
+        stride = self.steps * self.lanes * STEP
+        ws = []
+        for g in range(tile.blocks):
+            loaded = b.load(self.weights, weights + g * stride, self.lanes * STEP)
+            ws.append(tuple(b.let(v) for v in isa.prepare_w(b.let(reinterpret(wide, loaded)))))
+        for p in range(tile.pixels):
+            offset = p // tile.cols * (self.stride[0] * self.row) + p % tile.cols * (
+                self.stride[1] * self.pixel
+            )
+            four = reinterpret("int32", b.load(self.source.buffer, inputs + offset, STEP))
+            x = tuple(b.let(v) for v in isa.prepare_x(b.let(broadcast(four, self.lanes))))
+            for g in range(tile.blocks):
+                b.store(accs[g][p], 0, isa.dot4(b.load(accs[g][p], 0), x, ws[g]))
+
+
+def emit(ctx: Context) -> Emitted:
+    """Generate the kernel of `ctx`, for which `is_legal` holds."""
+    return DirectConv(ctx).emit()

@@ -1,0 +1,117 @@
+"""How kernels want their constants: recipes from a graph's arrays to packed parameters.  NumPy only.
+
+A built library records a recipe for each pointer it reads, not the packed bytes: the artifact stores every constant
+once, and loading packs it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qcompile.ir import Array
+
+STEP = 4
+"""Input bytes of one dot product."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`name` of a function in RECIPES, the graph constants it is given, and its plain parameters."""
+
+    name: str
+    constants: tuple[str, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def pack(self, arrays: Mapping[str, Array]) -> Array:
+        return np.ascontiguousarray(RECIPES[self.name](*[arrays[c] for c in self.constants], **self.params))
+
+    def to_json(self) -> list[Any]:
+        return [self.name, list(self.constants), dict(self.params)]
+
+    @staticmethod
+    def from_json(described: Sequence[Any]) -> Recipe:
+        return Recipe(described[0], tuple(described[1]), described[2])
+
+
+def plain(array: Array, dtype: str, axes: Sequence[int] = ()) -> Array:
+    """The array in another dtype, its axes permuted."""
+    return array.astype(dtype).transpose(axes) if axes else array.astype(dtype)
+
+
+def literal(values: Sequence[int]) -> Array:
+    """int32 values that are attributes of an operator."""
+    return np.array(values, dtype=np.int32)
+
+
+def vector(array: Array, size: int) -> Array:
+    """int32[size], zeros behind the given values."""
+    return np.pad(array.astype(np.int32), (0, size - array.size))
+
+
+def zeros(size: int) -> Array:
+    """int32[size]: the bias of a layer without one."""
+    return np.zeros(size, dtype=np.int32)
+
+
+def lane_table(array: Array, rank: int, channels_last: bool, lanes: int) -> Array:
+    """A constant that broadcasts to one sample: int32, channels-last for images, the lane axis in whole vectors."""
+    array = array.astype(np.int32).reshape((1,) * (rank - array.ndim) + array.shape)
+    if channels_last:
+        array = array.transpose(1, 2, 0)
+    if array.ndim and array.shape[-1] > 1:
+        array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % lanes)])
+    return array
+
+
+def depthwise(w: Array, lanes: int) -> Array:
+    """int8[C, 1, KH, KW] → int32[KH·KW, C rounded up to lanes]."""
+    channels = w.shape[0]
+    return np.pad(w.reshape(channels, -1).T.astype(np.int32), ((0, 0), (0, -channels % lanes)))
+
+
+def input_width(w: Array, groups: int, lanes: int) -> int:
+    """Consecutive input channels that a block of `lanes` output channels reads."""
+    per_group, inputs = w.shape[0] // groups, w.shape[1]
+    if groups == 1 or per_group % lanes == 0:
+        return inputs
+    return inputs * min(lanes // per_group, groups)
+
+
+def first_channel(block: Any, outputs: int, inputs: int, groups: int, lanes: int) -> Any:
+    """The first input channel a block of output channels reads; `block` may be an expression."""
+    per_group = outputs // groups
+    if groups == 1:
+        return block * 0
+    if per_group % lanes == 0:
+        return block // (per_group // lanes) * inputs
+    return block * (lanes // per_group * inputs)
+
+
+def direct(w: Array, groups: int, lanes: int, merged: bool) -> Array:
+    """int8[O, I/g, KH, KW] → int8[blocks, KH, runs, steps, lanes, 4], zeros wherever nothing is read.
+
+    A block reads the input channels of all groups its outputs belong to.  With `merged`, the taps of a kernel row
+    are one run of bytes; otherwise every tap is a run.
+    """
+    if w.ndim == 2:
+        w = w.reshape(*w.shape, 1, 1)
+    out, inputs, kh, kw = w.shape
+    per_group, blocks = out // groups, -(-out // lanes)
+    width = input_width(w, groups, lanes)
+    dense = np.zeros((blocks * lanes, kh, kw, width), dtype=np.int8)
+    for o in range(out):
+        start = o // per_group * inputs - int(first_channel(o // lanes, out, inputs, groups, lanes))
+        dense[o, :, :, start : start + inputs] = w[o].transpose(1, 2, 0)
+    runs = dense.reshape(len(dense), kh, 1 if merged else kw, -1)
+    runs = np.pad(runs, ((0, 0), (0, 0), (0, 0), (0, -runs.shape[-1] % STEP)))
+    split = runs.reshape(blocks, lanes, kh, runs.shape[2], -1, STEP)
+    return split.transpose(0, 2, 3, 4, 1, 5)
+
+
+RECIPES: Mapping[str, Callable[..., Array]] = {
+    function.__name__: function for function in (plain, literal, vector, zeros, lane_table, depthwise, direct)
+}

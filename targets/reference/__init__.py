@@ -1,0 +1,1 @@
+"""The interpreter as a target: slow, and right by definition."""
