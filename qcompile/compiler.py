@@ -15,11 +15,12 @@ from qcompile.ir import Array, Graph
 from qcompile.pm.base import Batches, PassContext, Report
 from qcompile.pm.facts import BITS, COSTS, BitChoice, Bits
 from qcompile.pm.manager import PassManager
-from qcompile.pm.registry import make_pass
+from qcompile.pm.registry import find_pass
+from qcompile.pm.spec import parse_pipeline
 from qcompile.target.backend import Backend
 from qcompile.target.cost import CostCache
 from qcompile.target.model import Target
-from qcompile.target.program import Program
+from qcompile.target.program import Program, work_of
 
 log = logging.getLogger("qcompile")
 
@@ -106,14 +107,17 @@ class Compiler:
 
     def run_passes(self, graph: Graph, specs: Sequence[Any], **context: Any) -> tuple[Graph, Program | None]:
         """Run passes given by name, or (name, options); their reports are kept by name."""
-        built = [make_pass(s) if isinstance(s, str) else make_pass(s[0], **s[1]) for s in specs]
+        built = [
+            find_pass(s)() if isinstance(s, str) else find_pass(s[0])(**s[1]) if isinstance(s, tuple) else s
+            for s in specs
+        ]
         result = PassManager(built, instruments=self.instruments).run(graph, self.context(**context))
         self.reports.update(result.reports)
         return result.graph, result.program
 
     def prepare(self, *, analyse: bool) -> None:
         """Canonicalize and calibrate; with `analyse` also everything the integer program needs."""
-        canonical: Sequence[Any] = self.passes.split(",") if self.passes else pipelines.CANONICALIZE
+        canonical: Sequence[Any] = parse_pipeline(self.passes) if self.passes else pipelines.CANONICALIZE
         self.graph, _ = self.run_passes(self.graph, canonical)
         self.check_pins()
         self.graph, _ = self.run_passes(self.graph, pipelines.CALIBRATE)
@@ -153,7 +157,8 @@ class Compiler:
         options = {"latency": budgets.latency, "memory": budgets.memory}
         self.graph, _ = self.run_passes(self.graph, [("solve-bits", options)], data=data)
         facts = self.reports["solve-bits"].facts
-        candidates = [{name: BitChoice(*pair) for name, pair in plan.items()} for plan in facts["candidates"]]
+        plans = undominated(facts["candidates"])
+        candidates = [{name: BitChoice(*pair) for name, pair in plan.items()} for plan in plans]
         self.graph, _ = self.run_passes(self.graph, ["select-plan"], data={"candidates": candidates})
         table = self.reports["select-plan"].facts.get("candidates", [])
         return Planned(self._bits(), dict(facts["solver"]), list(table))
@@ -168,6 +173,20 @@ class Compiler:
         if program is None:
             raise UsageError("the pipeline made no program", hint="end it with plan-memory and choose-kernels")
         return program
+
+    def program_seconds(self, program: Program) -> float | None:
+        """Sum of the measured costs of a program's kernels; what was never measured is measured now."""
+        if self.costs is None:
+            return None
+        works = {work.key: (work, kernel) for kernel in program.kernels if (work := work_of(kernel, program))}
+        compiler = self.backend.fingerprint()
+        known = self.costs.get_many([work for work, _ in works.values()], self.threads, compiler)
+        missing = [key for key in works if key not in known]
+        measured = self.backend.measure([(works[key][1], program) for key in missing], self.threads)
+        for key, measurement in zip(missing, measured, strict=True):
+            self.costs.put(works[key][0], compiler, measurement)
+            known[key] = measurement
+        return sum(known[work_of(kernel, program).key].median for kernel in program.kernels)
 
     def predicted_seconds(self, bits: Mapping[str, Bits]) -> float | None:
         """Sum of the kernels' costs under a plan, uncorrected; None where no costs were estimated."""
@@ -230,3 +249,12 @@ def stream(batches: Sequence[dict[str, Array]]) -> Batches:
         return iter(batches)
 
     return again
+
+
+def undominated(plans: Sequence[Mapping[str, Bits]]) -> list[Mapping[str, Bits]]:
+    """The plans that no other plan exceeds or equals in every layer's bits; only these can be the best."""
+
+    def covers(one: Mapping[str, Bits], other: Mapping[str, Bits]) -> bool:
+        return all(one[k][0] >= other[k][0] and one[k][1] >= other[k][1] for k in other)
+
+    return [plan for plan in plans if not any(covers(p, plan) for p in plans if p is not plan and p != plan)]

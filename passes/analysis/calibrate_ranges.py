@@ -97,9 +97,6 @@ def observe(
     for batch in batches:
         inputs = check_inputs(graph, batch, samples)
         samples += len(next(iter(inputs.values())))
-        for name, array in inputs.items():
-            if name in observed:
-                pass
         runner.run(inputs, quantize=watch)
     if not samples:
         raise DataError("the calibration data holds no samples")

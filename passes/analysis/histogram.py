@@ -57,7 +57,7 @@ class Histogram:
         self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
         self._widen()
         width = math.ldexp(1.0, self.exponent)
-        fresh = histogram(x, self.start * width, (self.start + BINS) * width, BINS)
+        fresh = histogram(x, width, self.start, BINS)
         zeros = count_zeros(x) if lo <= 0 <= hi else 0
         if zeros:
             fresh[-self.start] -= zeros

@@ -1,14 +1,15 @@
 """The integer program behind `solve-bits`: one choice for each layer, ties, and linear limits.
 
-The only module that knows PuLP.  The solver works in floating point with tolerances; everything it returns is checked
-again, and costs are compared, in exact rational arithmetic.
+The only module that knows PuLP.  The solver works in floating point with tolerances; everything it returns is
+checked again, and costs are compared, in exact rational arithmetic.
 
 Three things keep the solver's tolerances (about 1e-9 here) out of the answer:
 
-* each table is shifted by the smallest entry of every layer and scaled by what is left of its limit, so that all
-  coefficients lie in [0, 1];
-* a choice that alone exceeds what is left of a limit, or of the best known objective, is removed exactly, and the
-  objective is scaled again where that shrank it (one absurdly bad choice would otherwise drown all differences);
+* each table is shifted by the smallest entry of every layer and scaled by what is left of its limit, so that
+  all coefficients lie in [0, 1];
+* a choice that alone exceeds what is left of a limit, or of the best known objective, is removed exactly, and
+  the objective is scaled again where that shrank it (one absurdly bad choice would otherwise drown all
+  differences);
 * a plan that passes the solver but not the exact check is cut off and the program solved again.
 """
 
@@ -35,12 +36,17 @@ _TOLERANCE = 1e-9
 _ATTEMPTS = 100
 """Plans the exact check may reject; each lies within the tolerance of a limit."""
 _PATIENCE = 30
-"""Rejections after which the limits are tightened by the tolerance, at the price of the proof of optimality."""
+"""Rejections after which the limits are tightened by the tolerance, which costs the proof of optimality."""
 
 
-def exact(table: Mapping[str, Mapping[Bits, float | int]]) -> Table:
-    """The table in rational numbers; every finite float is one."""
-    return {layer: {bits: Fraction(cost) for bits, cost in row.items()} for layer, row in table.items()}
+def rational(number: float) -> Fraction:
+    """The decimal number a float is written as, so that 3 · 0.001 + 0.0015 keeps a limit of 0.0045."""
+    return Fraction(number) if isinstance(number, int) else Fraction(repr(float(number)))
+
+
+def exact(table: Mapping[str, Mapping[Bits, float]]) -> Table:
+    """The table in rational numbers."""
+    return {layer: {bits: rational(cost) for bits, cost in row.items()} for layer, row in table.items()}
 
 
 def total(table: Table, plan: Mapping[str, Bits]) -> Fraction:
@@ -90,7 +96,9 @@ class Problem:
         """Whether a complete plan keeps the ties and all limits, exactly."""
         offered = all(plan[layer] in choices for layer, choices in self.choices.items())
         tied = all(len({plan[layer][1] for layer in tie}) <= 1 for tie in self.ties)
-        return offered and tied and plan not in self.excluded and all(limit.kept(plan) for limit in self.limits)
+        return (
+            offered and tied and plan not in self.excluded and all(limit.kept(plan) for limit in self.limits)
+        )
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,8 @@ class Solution:
     """The answer to a program.
 
     Attributes:
-        status: "optimal"; "feasible" where time ran out first; "infeasible"; "unknown" where time ran out without any
-            plan.
+        status: "optimal"; "feasible" where time ran out first; "infeasible"; "unknown" where time ran out
+            without any plan.
         plan: the best plan found, or None.
         objective, bound: its exact cost, and what no plan can be below.
         seconds: time the solver took.
@@ -131,7 +139,8 @@ def minimise(
         problem: choices, ties and limits.
         objective: the cost, or several of which the largest counts.
         seconds: when to stop and return the best plan found so far.
-        gap: relative distance to the bound at which a plan is good enough (of the cost above each layer's best).
+        gap: relative distance to the bound at which a plan is good enough (of the cost above each layer's
+            best).
         start: a known plan, returned where time runs out without a better one.
 
     Raises:
@@ -180,7 +189,9 @@ def minimise(
         if not improved or done - floor > scale / 8:
             within_gap = gap > 0 and _gap(done, bound) > _TOLERANCE
             return _answer("feasible" if within_gap else solved, best, goal, bound, begun)
-    raise InternalError(f"the solver returned {_ATTEMPTS} plans that break the limits", hint="please report this")
+    raise InternalError(
+        f"the solver returned {_ATTEMPTS} plans that break the limits", hint="please report this"
+    )
 
 
 def _gap(objective: Fraction, bound: float) -> float:
@@ -199,7 +210,9 @@ def _answer(status: str, plan: Plan | None, goal: Limit, bound: float, begun: fl
 
 def _floor(table: Table, choices: Mapping[str, Sequence[Bits]]) -> Fraction:
     """What even the best choice of every layer costs."""
-    return sum((min(table[k][b] for b in offered) for k, offered in choices.items() if k in table), Fraction(0))
+    return sum(
+        (min(table[k][b] for b in offered) for k, offered in choices.items() if k in table), Fraction(0)
+    )
 
 
 def _span(goal: Limit, choices: Mapping[str, Sequence[Bits]], floor: Fraction) -> Fraction:
@@ -215,7 +228,7 @@ def _span(goal: Limit, choices: Mapping[str, Sequence[Bits]], floor: Fraction) -
 
 
 def _reduce(problem: Problem, goal: Limit, known: Fraction | None) -> dict[str, tuple[Bits, ...]] | None:
-    """The choices that a plan within the limits, and no worse than a known one, can hold; None if there are none."""
+    """The choices a plan within the limits, and no worse than a known one, can hold, or None."""
     choices = dict(problem.choices)
     limits = problem.limits if known is None else (*problem.limits, replace(goal, bound=known))
     while True:
@@ -225,7 +238,9 @@ def _reduce(problem: Problem, goal: Limit, known: Fraction | None) -> dict[str, 
                 room = limit.bound - fixed - _floor(table, choices)
                 if room < 0:
                     return None
-                choices = {layer: _within(table.get(layer), offered, room) for layer, offered in choices.items()}
+                choices = {
+                    layer: _within(table.get(layer), offered, room) for layer, offered in choices.items()
+                }
         for tie in problem.ties:
             common = set.intersection(*({a for _, a in choices[layer]} for layer in tie)) if tie else set()
             for layer in tie:
@@ -236,7 +251,9 @@ def _reduce(problem: Problem, goal: Limit, known: Fraction | None) -> dict[str, 
             return choices
 
 
-def _within(row: Mapping[Bits, Fraction] | None, offered: tuple[Bits, ...], room: Fraction) -> tuple[Bits, ...]:
+def _within(
+    row: Mapping[Bits, Fraction] | None, offered: tuple[Bits, ...], room: Fraction
+) -> tuple[Bits, ...]:
     if row is None:
         return offered
     least = min(row[bits] for bits in offered)
@@ -265,42 +282,44 @@ def _solve(
     model = pulp.LpProblem("bits", pulp.LpMinimize)
     names = {layer: i for i, layer in enumerate(choices)}
     pick = {
-        layer: {b: pulp.LpVariable(f"x{names[layer]}_{b[0]}_{b[1]}", cat="Binary") for b in offered}
+        layer: {b: model.add_variable(f"x{names[layer]}_{b[0]}_{b[1]}", cat="Binary") for b in offered}
         for layer, offered in choices.items()
     }
 
-    def cost(table: Table, unit: Fraction) -> Any:
-        """Shifted to 0 for each layer's best choice; in units that make 1 the room there is."""
+    def cost(table: Table, unit: Fraction) -> list[Any]:
+        """Terms, shifted to 0 for each layer's best choice; in units that make 1 the room there is."""
         terms = []
         for layer, offered in choices.items():
             if row := table.get(layer):
                 least = min(row[bits] for bits in offered)
-                terms += [(pick[layer][bits], float((row[bits] - least) / unit)) for bits in offered]
-        return pulp.LpAffineExpression([(variable, value) for variable, value in terms if value])
+                excess = [(pick[layer][bits], float((row[bits] - least) / unit)) for bits in offered]
+                terms += [value * variable for variable, value in excess if value]
+        return terms
 
     if len(goal.rows) == 1:
-        model += cost(goal.rows[0][0], scale)
+        model += pulp.lpSum(cost(goal.rows[0][0], scale))
     else:
-        peak = pulp.LpVariable("peak", lowBound=0)
+        peak = model.add_variable("peak", lowBound=0)
         model += peak
         for table, fixed in goal.rows:
             below = float((floor - fixed - _floor(table, choices)) / scale)
-            model += cost(table, scale) - peak <= below
+            model += pulp.lpSum(cost(table, scale)) - peak <= below
     for variables in pick.values():
         model += pulp.lpSum(variables.values()) == 1
     for tie in problem.ties:
         for layer in tie[1:]:
             for bits in sorted({a for _, a in choices[tie[0]]}):
                 first, other = (
-                    pulp.lpSum(v for (_, a), v in pick[member].items() if a == bits) for member in (tie[0], layer)
+                    pulp.lpSum(v for (_, a), v in pick[member].items() if a == bits)
+                    for member in (tie[0], layer)
                 )
                 model += first - other == 0
     for limit in problem.limits:
         for table, fixed in limit.rows:
             room = limit.bound - fixed - _floor(table, choices)
             # No room at all: the removal of choices has left only those that cost nothing more.
-            if room > 0 and (row := cost(table, room)):
-                model += row <= 1 - margin
+            if room > 0 and (terms := cost(table, room)):
+                model += pulp.lpSum(terms) <= 1 - margin
     for plan in excluded:
         if all(bits in pick[layer] for layer, bits in plan.items()):
             model += pulp.lpSum(pick[layer][bits] for layer, bits in plan.items()) <= len(plan) - 1
@@ -333,12 +352,17 @@ def _run(model: Any, pick: Mapping[str, Mapping[Bits, Any]], seconds: float, gap
 
 
 def lexicographic(
-    problem: Problem, objectives: Sequence[Table], *, seconds: float = 60.0, gap: float = 0.0, start: Plan | None = None
+    problem: Problem,
+    objectives: Sequence[Table],
+    *,
+    seconds: float = 60.0,
+    gap: float = 0.0,
+    start: Plan | None = None,
 ) -> Solution:
     """The plan of the smallest first cost, among those of the smallest second, and so on.
 
-    "Equal" means exactly equal.  The solution's figures are those of the first objective, `seconds` is the sum; where
-    time runs out in a later one, the plan found so far is returned.
+    "Equal" means exactly equal.  The solution's figures are those of the first objective, `seconds` is the
+    sum; where time runs out in a later one, the plan found so far is returned.
     """
     begun = time.monotonic()
     first = minimise(problem, objectives[0], seconds=seconds, gap=gap, start=start)

@@ -12,7 +12,8 @@ from qcompile.target.model import Target
 
 
 def pinned(layers: Sequence[str], pins: Mapping[str, Bits]) -> dict[str, Bits]:
-    """Layer → the precision it is pinned to, for layers some pattern matches from end to end; the last one wins.
+    """Layer → the precision it is pinned to, for layers some pattern matches from end to end; the last one
+    wins.
 
     Raises:
         UsageError: a pattern cannot be read, or matches no layer.

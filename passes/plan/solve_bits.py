@@ -25,10 +25,10 @@ class SolveBits(Pass):
 
     Before:  notes loss, costs, groups        After:  note bits
 
-    Among plans of exactly equal loss the faster one is taken, then the smaller one.  Further inputs in `ctx.data`:
-    `fixed_seconds` (all other kernels), `latency_scale` (measured end to end over predicted; it multiplies layers and
-    fixed part alike), `pins` (regex → (w, a)) and `activation_terms` (live sets, grid → bits → bytes; a grid no layer
-    reads counts with its largest size).
+    Among plans of exactly equal loss the faster one is taken, then the smaller one.  Further inputs in
+    `ctx.data`: `fixed_seconds` (all other kernels), `latency_scale` (measured end to end over predicted; it
+    multiplies layers and fixed part alike), `pins` (regex → (w, a)) and `activation_terms` (live sets, grid →
+    bits → bytes; a grid no layer reads counts with its largest size).
 
     Attributes:
         latency: seconds, end to end.
@@ -52,9 +52,11 @@ class SolveBits(Pass):
     seconds: float = 60.0
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        """Raises InfeasibleError where no plan keeps the limits, DataError where a predicted loss is not a number."""
+        """Raises InfeasibleError where no plan keeps the limits, DataError where a loss is not a number."""
         tables = Tables.read(graph, ctx)
-        problem = ilp.Problem(tables.choices, tables.ties, tables.limits(self.latency, self.memory, self.activations))
+        problem = ilp.Problem(
+            tables.choices, tables.ties, tables.limits(self.latency, self.memory, self.activations)
+        )
         uniform = [plan for plan in tables.uniform_plans() if problem.allows(plan)]
         order = (tables.loss, tables.latency, tables.memory)
         start = uniform[0] if uniform else None
@@ -63,7 +65,8 @@ class SolveBits(Pass):
             if solution.status == "infeasible":
                 raise infeasible_error(problem, self.seconds, pins=bool(ctx.data.get("pins")))
             raise InfeasibleError(
-                f"no plan was found in {self.seconds:g} s; there may be one", hint="give the solver more seconds"
+                f"no plan was found in {self.seconds:g} s; there may be one",
+                hint="give the solver more seconds",
             )
         candidates = [solution.plan]
         for _ in range(_RUNNERS_UP):

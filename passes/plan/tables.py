@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from passes.plan.ilp import Limit, Plan, Table, exact, total
+from passes.plan.ilp import Limit, Plan, Table, exact, rational, total
 from passes.plan.pins import check_supported, check_ties, pinned, show
 from qcompile.errors import DataError, InfeasibleError, UsageError
 from qcompile.ir import Graph
@@ -59,7 +59,7 @@ class Tables:
             choices,
             grids,
             exact({k: {b: losses[k].loss[b] for b in row} for k, row in choices.items()}),
-            {k: {b: scale * Fraction(costs[k].seconds[b]) for b in row} for k, row in choices.items()},
+            {k: {b: scale * rational(costs[k].seconds[b]) for b in row} for k, row in choices.items()},
             exact({k: {b: costs[k].bytes[b[0]] for b in row} for k, row in choices.items()}),
             scale * _number(ctx, "fixed_seconds", 0.0),
             tuple(ctx.data.get("activation_terms") or ()),
@@ -73,12 +73,14 @@ class Tables:
         """The limits that are set, in this order."""
         found = []
         if latency is not None:
-            found.append(Limit("latency", Fraction(latency), ((self.latency, self.fixed),)))
+            found.append(Limit("latency", rational(latency), ((self.latency, self.fixed),)))
         if memory is not None:
             found.append(Limit("memory", Fraction(memory), ((self.memory, Fraction(0)),)))
         if activations is not None:
             if not self.live:
-                raise UsageError("a limit on activations needs the sizes of the live values (activation_terms)")
+                raise UsageError(
+                    "a limit on activations needs the sizes of the live values (activation_terms)"
+                )
             found.append(Limit("activations", Fraction(activations), self._live_rows()))
         return tuple(found)
 
@@ -113,7 +115,8 @@ class Tables:
     def uniform_plans(self) -> list[Plan]:
         """The plans with one precision for all layers, least predicted loss first.
 
-        A layer that does not offer it (or is pinned) takes the smallest it offers that is at least as precise.
+        A layer that does not offer it (or is pinned) takes the smallest it offers that is at least as
+        precise.
         """
         wanted = sorted({bits for row in self.choices.values() for bits in row})
         plans: list[Plan] = []
@@ -128,9 +131,10 @@ class Tables:
         for tie in self.ties:
             for a in _activations(bits[1], [self.choices[layer] for layer in tie]):
                 rows = {k: [b for b in self.choices[k] if b[1] == a] for k in tie}
-                # Only a pin can force less than was asked for, and then there is nothing else to take.
-                above = {k: [b for b in row if b[0] >= bits[0]] or row for k, row in rows.items()}
-                plan.update({k: min(row) for k, row in above.items()})
+                # Less than was asked for is taken only where a layer offers (or is pinned to) nothing else.
+                plan.update(
+                    {k: min([b for b in row if b[0] >= bits[0]], default=max(row)) for k, row in rows.items()}
+                )
                 break
             else:
                 return None
@@ -138,7 +142,7 @@ class Tables:
 
 
 def _activations(least: int, rows: Sequence[Sequence[Bits]]) -> Iterator[int]:
-    """Activation bits all rows offer: those from `least` upwards first, then smaller ones, the largest first."""
+    """Activation bits all rows offer: from `least` upwards, then smaller ones, the largest first."""
     common = set.intersection(*({a for _, a in row} for row in rows))
     yield from sorted(a for a in common if a >= least)
     yield from sorted((a for a in common if a < least), reverse=True)
@@ -163,7 +167,9 @@ def _offered(layer: str, losses: LossTable, costs: CostTable, pin: Bits | None) 
         if not math.isfinite(seconds) or seconds < 0:
             raise DataError(f"the latency of {layer!r} at {show(bits)} is {seconds}")
     # An infinite loss says that a choice is impossible.
-    offered = sorted(b for b, v in losses.loss.items() if v < math.inf and b in costs.seconds and b[0] in costs.bytes)
+    offered = sorted(
+        b for b, v in losses.loss.items() if v < math.inf and b in costs.seconds and b[0] in costs.bytes
+    )
     if pin is not None:
         if pin not in offered:
             raise UsageError(
@@ -181,4 +187,4 @@ def _number(ctx: PassContext, key: str, default: float) -> Fraction:
     value = default if value is None else float(value)
     if not math.isfinite(value) or value < 0:
         raise DataError(f"{key} must be a finite number and not negative, not {value}")
-    return Fraction(value)
+    return rational(value)

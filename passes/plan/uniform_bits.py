@@ -18,8 +18,8 @@ class UniformBits(Pass):
 
     Before:  a canonical float graph        After:  note bits
 
-    Pins (`ctx.data["pins"]`, regex → (w, a)) come first; layers that read the same values as a pinned one take its
-    activation bits.
+    Pins (`ctx.data["pins"]`, regex → (w, a)) come first; layers that read the same values as a pinned one
+    take its activation bits.
     """
 
     name: ClassVar[str] = "uniform-bits"
@@ -41,4 +41,6 @@ class UniformBits(Pass):
         plan = {k: pins.get(k, (self.w, shared.get(k, self.a))) for k in structure.layers}
         check_supported(plan, ctx.target)
         notes = graph.notes.with_table(BITS, {layer: BitChoice(*bits) for layer, bits in plan.items()})
-        return PassResult(graph.with_notes(notes), Report(done=tuple(f"{k}: {show(b)}" for k, b in plan.items())))
+        return PassResult(
+            graph.with_notes(notes), Report(done=tuple(f"{k}: {show(b)}" for k, b in plan.items()))
+        )

@@ -1,8 +1,8 @@
 """What all captures share: values with the shape the source gives them, and movement between layouts.
 
-Captures read a network as the source runs it on one sample.  A source value of shape S (with a batch of 1) is the
-graph value (N, *S[1:]) where S[0] is 1, and (N, *S) otherwise: networks that fold the batch into another dimension
-for a while (a channel shuffle written for a batch of 1, say) are read correctly this way.
+Captures read a network as the source runs it on one sample.  A source value of shape S (with a batch of 1) is
+the graph value (N, *S[1:]) where S[0] is 1, and (N, *S) otherwise: networks that fold the batch into another
+dimension for a while (a channel shuffle written for a batch of 1, say) are read correctly this way.
 """
 
 from __future__ import annotations
@@ -27,10 +27,18 @@ class Unsupported(Exception):  # noqa: N818  (not an error of ours: it is collec
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A computed value: its name in the graph and its shape in the source (one sample, batch dimension included)."""
+    """A computed value: its name in the graph and its shape in the source for one sample, batch included."""
 
     name: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A constant, and the name of the weight it comes from (kept through folding)."""
+
+    array: Array
+    name: str
 
 
 def layout(shape: Sequence[int]) -> tuple[int, ...]:
@@ -42,6 +50,15 @@ def layout(shape: Sequence[int]) -> tuple[int, ...]:
 def clean(name: str) -> str:
     """A name of the characters [A-Za-z0-9_./:-] without a leading slash."""
     return re.sub(r"[^A-Za-z0-9_./:-]", "_", name).lstrip("/") or "value"
+
+
+_MODULE_WEIGHT = re.compile(r"^(?P<path>.+)[./](weight|kernel|w|gamma|scale)$")
+
+
+def module_path(weight: str) -> str | None:
+    """The module of a weight: layer1.0.conv1.weight → layer1.0.conv1; None where its name does not tell."""
+    match = _MODULE_WEIGHT.match(weight)
+    return match["path"].replace("/", ".") if match else None
 
 
 def normal_axis(axis: int, rank: int) -> int:
@@ -90,7 +107,9 @@ class Emitter:
         if have.shape != wanted:
             if have.numel != math.prod(wanted[1:]):
                 raise Unsupported(f"cannot bring {have} into the shape {tuple(shape)}")
-            graph_value = self.node("reshape", [graph_value], attrs={"shape": wanted}, name=f"{self.name}.reshape")
+            graph_value = self.node(
+                "reshape", [graph_value], attrs={"shape": wanted}, name=f"{self.name}.reshape"
+            )
         return Value(graph_value, tuple(shape))
 
     def full(self, x: Value) -> str:
@@ -107,7 +126,7 @@ class Emitter:
         return x.name
 
     def open_axes(self, x: Value, axes: Iterable[int]) -> tuple[str, int]:
-        """The graph value in which the given source axes are ordinary ones, and how far they moved (0 or 1)."""
+        """The graph value in which these source axes are ordinary ones, and how far they moved (0 or 1)."""
         if x.shape and x.shape[0] == 1 and 0 not in set(axes):
             return x.name, 0
         return self.full(x), 1
@@ -153,12 +172,16 @@ class Emitter:
     def concat(self, values: Sequence[Value], axis: int) -> Value:
         axis = normal_axis(axis, len(values[0].shape))
         if any(len(v.shape) != len(values[0].shape) for v in values):
-            raise Unsupported(f"it joins values of different ranks: {', '.join(str(v.shape) for v in values)}")
+            raise Unsupported(
+                f"it joins values of different ranks: {', '.join(str(v.shape) for v in values)}"
+            )
         shape = list(values[0].shape)
         shape[axis] = sum(v.shape[axis] for v in values)
         if axis and all(v.shape[0] == 1 for v in values):
             return self.source(self.node("concat", [v.name for v in values], attrs={"axis": axis}), shape)
-        return self.source(self.node("concat", [self.full(v) for v in values], attrs={"axis": axis + 1}), shape)
+        return self.source(
+            self.node("concat", [self.full(v) for v in values], attrs={"axis": axis + 1}), shape
+        )
 
     def gather(self, x: Value, indices: Array, axis: int) -> Value:
         """Constant indices along one axis: slices, a row or column selection, or a concat of slices."""
@@ -220,8 +243,12 @@ class Emitter:
         if wanted == x.shape:
             return x
         if len(wanted) != 4 or wanted[:2] != x.shape[:2]:
-            raise Unsupported(f"it repeats {x.shape} to {wanted}; only rows and columns of an image can be repeated")
-        return self.select(x, *(_repeat(have, want) for have, want in zip(x.shape[2:], wanted[2:], strict=True)))
+            raise Unsupported(
+                f"it repeats {x.shape} to {wanted}; only rows and columns of an image can be repeated"
+            )
+        return self.select(
+            x, *(_repeat(have, want) for have, want in zip(x.shape[2:], wanted[2:], strict=True))
+        )
 
 
 def _repeat(have: int, want: int) -> tuple[int, ...]:

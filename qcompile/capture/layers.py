@@ -10,6 +10,7 @@ import numpy as np
 from qcompile.capture.emit import Emitter, Unsupported, Value, layout, normal_axis
 from qcompile.exec import unary
 from qcompile.ir import Array
+from qcompile.ir.ops import AttrValue
 
 Operand = Value | Array
 
@@ -28,17 +29,20 @@ def conv(
     """A convolution; `pad` is (before…, after…) of each spatial axis.  One-dimensional ones become 1×k."""
     consts = {"w": w} if b is None else {"w": w, "b": b}
     if w.ndim == 3 and len(x.shape) == 3:
-        image = e.reshape(x, (*x.shape[:2], 1, x.shape[2]))
+        image = e.source(x.name, (*x.shape[:2], 1, x.shape[2]))
         y = conv(
             e, image, w[:, :, None], b, stride=(1, *stride), pad=(0, pad[0], 0, pad[1]),
             dilation=(1, *dilation), groups=groups,
         )  # fmt: skip
-        return e.reshape(y, (*y.shape[:2], y.shape[3]))
+        return e.source(y.name, (*y.shape[:2], y.shape[3]))
     if w.ndim != 4 or len(x.shape) != 4:
-        raise Unsupported(f"a convolution of {x.shape} with weights {w.shape}; two spatial dimensions are supported")
+        raise Unsupported(
+            f"a convolution of {x.shape} with weights {w.shape}; two spatial dimensions are supported"
+        )
     if any(p < 0 for p in pad):
         raise Unsupported("negative padding")
-    attrs = {"stride": tuple(stride), "pad": tuple(pad), "dilation": tuple(dilation), "groups": groups}
+    attrs: dict[str, AttrValue] = {"stride": tuple(stride), "pad": tuple(pad)}
+    attrs |= {"dilation": tuple(dilation), "groups": groups}
     value = e.node("conv2d", [e.batched(x)], consts, attrs)
     return e.source(value, (1, *e.builder.type_of(value).sample))
 
@@ -104,6 +108,8 @@ def affine(e: Emitter, x: Value, scale: Array | float, shift: Array | float) -> 
     """scale · x + shift; the constants broadcast to x and must not enlarge it."""
     scale, shift = np.asarray(scale, dtype=np.float64), np.asarray(shift, dtype=np.float64)
     rank = max(scale.ndim, shift.ndim, len(x.shape))
+    if rank > len(x.shape) and x.shape[:1] == (1,):
+        raise Unsupported(f"a constant of rank {rank} moves the batch of {x.shape} away from dimension 0")
     x = e.source(x.name, (1,) * (rank - len(x.shape)) + x.shape)
     try:
         fits = np.broadcast_shapes(scale.shape, shift.shape, x.shape) == x.shape
@@ -144,6 +150,8 @@ def prelu(e: Emitter, x: Value, slope: Array | float) -> Value:
 
 def softmax(e: Emitter, x: Value, axis: int) -> Value:
     axis = normal_axis(axis, len(x.shape))
+    if axis == 0 and x.shape[0] == 1:
+        raise Unsupported("it works across the samples of a batch")
     name, shift = e.open_axes(x, [axis])
     return e.source(e.node("softmax", [name], attrs={"axis": axis + shift}), x.shape)
 
@@ -152,9 +160,11 @@ def reduce_mean(e: Emitter, x: Value, axes: Sequence[int], keepdims: bool) -> Va
     axes = sorted({normal_axis(a, len(x.shape)) for a in axes})
     if not axes:
         return x
+    if axes[0] == 0 and x.shape[0] == 1:
+        raise Unsupported("it works across the samples of a batch")
     shape = [1 if i in axes else d for i, d in enumerate(x.shape) if keepdims or i not in axes]
     name, shift = e.open_axes(x, axes)
-    attrs = {"axes": tuple(a + shift for a in axes), "keepdims": int(keepdims)}
+    attrs: dict[str, AttrValue] = {"axes": tuple(a + shift for a in axes), "keepdims": int(keepdims)}
     return e.source(e.node("reduce_mean", [name], attrs=attrs), shape)
 
 
@@ -178,7 +188,7 @@ def _after(size: int, kernel: int, stride: int, before: int, after: int, dilatio
 def _image(e: Emitter, x: Value, kernel: Sequence[int]) -> tuple[Value, bool]:
     """The value as an image; one-dimensional signals become images of one row."""
     if len(x.shape) == 3 and len(kernel) == 1:
-        return e.reshape(x, (*x.shape[:2], 1, x.shape[2])), True
+        return e.source(x.name, (*x.shape[:2], 1, x.shape[2])), True
     if len(x.shape) != 4 or len(kernel) != 2:
         raise Unsupported(f"pooling of {x.shape}; two spatial dimensions are supported")
     return x, False
@@ -198,14 +208,14 @@ def max_pool(
     if flat:
         kernel, stride, dilation, pad = (1, *kernel), (1, *stride), (1, *dilation), (0, pad[0], 0, pad[1])
     ends = [
-        _after(image.shape[2 + i], kernel[i], stride[i], pad[i], pad[2 + i], dilation[i], ceil) for i in range(2)
+        _after(image.shape[2 + i], kernel[i], stride[i], pad[i], pad[2 + i], dilation[i], ceil)
+        for i in range(2)
     ]
-    attrs = {
-        "kernel": tuple(kernel), "stride": tuple(stride), "pad": (pad[0], pad[1], *ends), "dilation": tuple(dilation),
-    }  # fmt: skip
+    attrs: dict[str, AttrValue] = {"kernel": tuple(kernel), "stride": tuple(stride)}
+    attrs |= {"pad": (pad[0], pad[1], *ends), "dilation": tuple(dilation)}
     value = e.node("max_pool", [e.batched(image)], attrs=attrs)
     y = e.source(value, (1, *e.builder.type_of(value).sample))
-    return e.reshape(y, (*y.shape[:2], y.shape[3])) if flat else y
+    return e.source(y.name, (*y.shape[:2], y.shape[3])) if flat else y
 
 
 def avg_pool(
@@ -226,9 +236,8 @@ def avg_pool(
         raise Unsupported("ceil_mode together with padding that counts in the mean")
     count_pad = count_pad and tuple(ends) == tuple(pad[2:])
     whole = (pad[0], pad[1], *ends)
-    attrs = {
-        "kernel": tuple(kernel), "stride": tuple(stride), "pad": whole, "count_pad": int(count_pad or not any(whole)),
-    }  # fmt: skip
+    attrs: dict[str, AttrValue] = {"kernel": tuple(kernel), "stride": tuple(stride), "pad": whole}
+    attrs["count_pad"] = int(count_pad or not any(whole))
     value = e.node("avg_pool", [e.batched(image)], attrs=attrs)
     y = e.source(value, (1, *e.builder.type_of(value).sample))
-    return e.reshape(y, (*y.shape[:2], y.shape[3])) if flat else y
+    return e.source(y.name, (*y.shape[:2], y.shape[3])) if flat else y

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ import onnx
 from onnx import inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qcompile.capture.emit import Emitter, Unsupported, Value, clean
+from qcompile.capture.emit import Const, Emitter, Unsupported, Value, clean, module_path
+from qcompile.capture.onnx_layers import PRODUCT
 from qcompile.capture.onnx_load import embed, load_model
-from qcompile.capture.onnx_node import HANDLERS, Const, OnnxNode
+from qcompile.capture.onnx_node import HANDLERS, OnnxNode
 from qcompile.capture.report import Problem, unsupported
 from qcompile.errors import CaptureError, GraphError
 from qcompile.ir import Array, Graph, verify
@@ -29,14 +29,22 @@ _STANDARD = ("", "ai.onnx")
 _GROWING = ("ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike")
 # Operators on constants that are never evaluated: with subgraphs, random, or of sequences and text.
 _NEVER_FOLDED = frozenset(
-    {"If", "Loop", "Scan", "SequenceMap", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+    {
+        "If",
+        "Loop",
+        "Scan",
+        "SequenceMap",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
     | {"Multinomial", "Bernoulli", "StringNormalizer", "TfIdfVectorizer", "RegexFullMatch", "ImageDecoder"}
 )
-_MODULE_WEIGHT = re.compile(r"^(?P<path>.+)[./](weight|kernel|w|gamma|scale)(_quantized|_fused)?$")
 
 
 def supported_ops() -> tuple[str, ...]:
-    """The ONNX operators that can be captured when they are computed from the input (constants fold anyway)."""
+    """The ONNX operators that can be captured when they depend on the input (constants fold anyway)."""
     return tuple(sorted({*HANDLERS, "Constant", "ConstantOfShape", "Shape", "Size"}))
 
 
@@ -50,8 +58,8 @@ def capture_onnx(
 
     Args:
         model: path, or a model in memory (without external data).
-        shapes: by input name, shapes for inputs whose dimensions the model leaves open; the first is the batch.
-        name: the graph's name; default: the file's.
+        shapes: by input name, shapes for inputs whose dimensions the model leaves open; the first is the
+        batch. name: the graph's name; default: the file's.
 
     Raises:
         CaptureError: damaged, unsafe, not an image network, or non-finite weights.
@@ -124,7 +132,11 @@ class _Capture:
         """The shape of an input with a batch of 1."""
         kind = port.type.tensor_type
         if not port.type.HasField("tensor_type") or kind.elem_type != onnx.TensorProto.FLOAT:
-            held = onnx.TensorProto.DataType.Name(kind.elem_type) if kind.elem_type in range(1, 24) else "no tensor"
+            held = (
+                onnx.TensorProto.DataType.Name(kind.elem_type)
+                if kind.elem_type in range(1, 24)
+                else "no tensor"
+            )
             self.problems.append(
                 Problem(port.name, "input", f"it holds {held}; inputs must be FLOAT (float32) tensors")
             )
@@ -135,17 +147,22 @@ class _Capture:
             given = list(self.shapes[port.name])
             fixed = [(g, d) for g, d in zip(given[1:], dims[1:], strict=False) if d is not None and d != g]
             if not given or (dims and len(given) != len(dims)) or fixed or any(g < 1 for g in given[1:]):
-                raise CaptureError(f"the shape {tuple(given)} does not fit input {port.name!r} of shape {dims}")
+                raise CaptureError(
+                    f"the shape {tuple(given)} does not fit input {port.name!r} of shape {dims}"
+                )
             return (1, *(int(g) for g in given[1:]))
         if not dims:
-            raise CaptureError(f"input {port.name!r} has no known shape with a batch dimension", hint=f"give it: {flag}")
+            raise CaptureError(
+                f"input {port.name!r} has no known shape with a batch dimension", hint=f"give it: {flag}"
+            )
         if open_dims := [i for i, d in enumerate(dims) if i and (d is None or d < 1)]:
             raise CaptureError(
-                f"dimension {open_dims[0]} of input {port.name!r} is not fixed", hint=f"give the shape: {flag}"
+                f"dimension {open_dims[0]} of input {port.name!r} is not fixed",
+                hint=f"give the shape: {flag}",
             )
         if dims[0] is not None and dims[0] not in (0, 1):
             raise CaptureError(
-                f"input {port.name!r} has the fixed first dimension {dims[0]}; it must be the batch, symbolic or 1",
+                f"input {port.name!r} has the fixed first dimension {dims[0]}; it must be the batch",
                 hint="export the model with a batch of 1 or with a symbolic batch dimension",
             )
         return (1, *(int(d) for d in dims[1:] if d is not None))
@@ -160,18 +177,31 @@ class _Capture:
             return
         broken = any(value is None for name, value in zip(node.input, inputs, strict=True) if name)
         constant = not broken and not any(isinstance(value, Value) for value in inputs)
-        if not known or (node.op_type not in HANDLERS and not constant and node.op_type not in ("Shape", "Size")):
+        if not known or (
+            node.op_type not in HANDLERS and not constant and node.op_type not in ("Shape", "Size")
+        ):
             domain = f" of the domain {node.domain!r}" if not known else ""
             self._failed(node, shown, f"the operator{domain} is not supported")
             return
         if broken:
+            if node.op_type == "MatMul" and not any(isinstance(value, Const) for value in inputs):
+                self._failed(node, shown, PRODUCT)
+                return
             self._set(node, [None] * len(node.output))
             return
         try:
-            self._set(node, self._evaluate(node, [v for v in inputs], constant))
+            self._set(node, self._evaluate(node, inputs, constant))
         except (Unsupported, GraphError) as refusal:
             self._failed(node, shown, refusal.message if isinstance(refusal, GraphError) else str(refusal))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+            ZeroDivisionError,
+        ) as error:
             self._failed(node, shown, f"it is malformed: {str(error) or type(error).__name__}")
 
     def _evaluate(
@@ -203,7 +233,9 @@ class _Capture:
             if not isinstance(value, Value):
                 raise CaptureError(f"output {port.name!r} does not depend on the input")
             if not value.shape or value.shape[0] != 1:
-                raise CaptureError(f"output {port.name!r} of shape {value.shape} does not have the batch first")
+                raise CaptureError(
+                    f"output {port.name!r} of shape {value.shape} does not have the batch first"
+                )
             self.emit.builder.output(clean(port.name), value.name)
 
 
@@ -211,7 +243,15 @@ def to_array(tensor: onnx.TensorProto) -> Array:
     """A tensor's content; CaptureError where it is damaged or not finite."""
     try:
         array = np.asarray(numpy_helper.to_array(tensor))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, NotImplementedError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        NotImplementedError,
+    ) as error:
         raise CaptureError(f"tensor {tensor.name!r} is damaged: {error}") from None
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CaptureError(f"tensor {tensor.name!r} holds NaN or infinity")
@@ -235,11 +275,10 @@ def fold(node: onnx.NodeProto, inputs: Sequence[Const | None], opset: int) -> li
         if tensors:
             return [Const(to_array(tensors[0]), node.output[0])]
         label = node.output[0]
-    for const in inputs:
-        # A small input that asks for a huge output must not exhaust memory; values of shapes bound what they create.
-        if const is not None and node.op_type in _GROWING and const.array.dtype.kind == "i":
-            if np.prod(np.abs(const.array.astype(np.float64).reshape(-1)).clip(1)) > MAX_FOLDED:
-                raise Unsupported("it would create a huge constant")
+    sizes = [c.array for c in inputs if c is not None and c.array.dtype.kind == "i"]
+    # A small input must not ask for a huge output; for operators that create, integers are sizes.
+    if node.op_type in _GROWING and any(_product(a) > MAX_FOLDED for a in sizes):
+        raise Unsupported("it would create a huge constant")
     bare = onnx.NodeProto()
     bare.CopyFrom(node)
     for i, value in enumerate(bare.input):
@@ -247,22 +286,28 @@ def fold(node: onnx.NodeProto, inputs: Sequence[Const | None], opset: int) -> li
     kept = [i for i, value in enumerate(bare.output) if value]
     feeds = {f"i{i}": c.array for i, c in enumerate(inputs) if c is not None}
     ports = [onnx.ValueInfoProto(name=key) for key in feeds]
-    graph = onnx.helper.make_graph([bare], "fold", ports, [onnx.ValueInfoProto(name=bare.output[i]) for i in kept])
+    graph = onnx.helper.make_graph(
+        [bare], "fold", ports, [onnx.ValueInfoProto(name=bare.output[i]) for i in kept]
+    )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
         with np.errstate(all="ignore"):
-            results: list[Any] = ReferenceEvaluator(model).run(None, feeds)
+            results: Any = ReferenceEvaluator(model).run(None, feeds)
     except Exception as error:
         # The evaluator raises whatever NumPy does on malformed input; all of it means the same here.
         raise Unsupported(f"it cannot be evaluated: {error}") from None
     return [Const(np.asarray(result), label) for result in results]
 
 
+def _product(array: Array) -> float:
+    return float(np.prod(np.abs(array.astype(np.float64)).clip(1)))
+
+
 def node_name(node: onnx.NodeProto, inputs: Sequence[Value | Const | None]) -> str:
-    """The module path where a weight or the exporter's scope tells it, else the node's or its output's name."""
+    """The module path where a weight or the scope tells it, else the node's or its output's name."""
     for const in inputs[1:]:
-        if isinstance(const, Const) and (match := _MODULE_WEIGHT.match(const.name)):
-            return match["path"].replace("/", ".") if "/" in match["path"] else match["path"]
+        if isinstance(const, Const) and (path := module_path(const.name)):
+            return path
     if node.name.startswith("/"):
         return scope_path(node.name)
     return node.name or node.output[0]

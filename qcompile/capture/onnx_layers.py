@@ -14,6 +14,7 @@ from qcompile.exec import unary
 from qcompile.ir import Array
 
 INF = math.inf
+PRODUCT = "a product of two computed values (attention) is not supported"
 
 
 def _padding(n: OnnxNode, spatial: Sequence[int], kernel: Sequence[int]) -> list[int]:
@@ -93,7 +94,7 @@ def _matmul(n: OnnxNode) -> Value:
     if not isinstance(n.operand(0), Value):
         return _matmul_left(n)
     if isinstance(n.operand(1), Value):
-        raise Unsupported("a product of two computed values (attention) is not supported")
+        raise Unsupported(PRODUCT)
     x, w = n.value(), n.const(1)
     if w.ndim > 2 and w.size == w.shape[-1] * w.shape[-2]:
         w = w.reshape(w.shape[-2:])
@@ -181,7 +182,9 @@ def _prelu(n: OnnxNode) -> Value:
 def _pow(n: OnnxNode) -> Value:
     exponent = n.scalar(1, 1)
     if isinstance(n.operand(0), Value) and exponent in (1.0, 2.0, 3.0):
-        return layers.function(n.emit, n.value(), {1: "x", 2: "(mul x x)", 3: "(mul (mul x x) x)"}[int(exponent)])
+        return layers.function(
+            n.emit, n.value(), {1: "x", 2: "(mul x x)", 3: "(mul (mul x x) x)"}[int(exponent)]
+        )
     return layers.function(n.emit, n.value(), unary.call("pow", "x", exponent))
 
 
@@ -189,8 +192,8 @@ _SIMPLE: dict[str, Callable[[OnnxNode], str]] = {
     name: (lambda text: lambda n: text)(unary.call(function, "x"))
     for name, function in {
         "Neg": "neg", "Abs": "abs", "Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Sin": "sin", "Cos": "cos",
-        "Atan": "atan", "Tanh": "tanh", "Erf": "erf", "Sigmoid": "sigmoid", "Softplus": "softplus", "Floor": "floor",
-        "Ceil": "ceil", "Round": "round", "Sign": "sign",
+        "Atan": "atan", "Tanh": "tanh", "Erf": "erf", "Sigmoid": "sigmoid", "Softplus": "softplus",
+        "Floor": "floor", "Ceil": "ceil", "Round": "round", "Sign": "sign",
     }.items()
 }  # fmt: skip
 _SIMPLE |= {
@@ -202,7 +205,9 @@ _SIMPLE |= {
     "Gelu": lambda n: unary.gelu(n.attr("approximate", "none")),
     "Elu": lambda n: unary.elu(n.attr("alpha", 1.0)),
     "Celu": lambda n: unary.celu(n.attr("alpha", 1.0)),
-    "Selu": lambda n: unary.elu(n.attr("alpha", 1.67326319217681884765625), n.attr("gamma", 1.05070102214813232421875)),
+    "Selu": lambda n: unary.elu(
+        n.attr("alpha", 1.67326319217681884765625), n.attr("gamma", 1.05070102214813232421875)
+    ),
     "Swish": lambda n: unary.silu(n.attr("alpha", 1.0)),
 }
 

@@ -1,7 +1,7 @@
 """Reading ONNX files that may be hostile.
 
-Nothing outside of the model's folder is read and nothing is executed.  External data is read here and not by the
-onnx package, whose checks can be walked around (a symlinked folder with an empty base folder, say).
+Nothing outside of the model's folder is read and nothing is executed.  External data is read here and not by
+the onnx package, whose checks can be walked around (a symlinked folder with an empty base folder, say).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from qcompile.errors import CaptureError
 
@@ -70,17 +70,22 @@ def embed(model: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, those in attributes, subgraphs and functions too."""
+    """Every tensor of a model, those in attributes, subgraphs and functions too.
+
+    Raises:
+        CaptureError: a text of the model is not UTF-8 (protobuf then returns bytes where text is declared).
+    """
     pending: list[Any] = [message]
     while pending:
         current = pending.pop()
         if isinstance(current, onnx.TensorProto):
             yield current
-            continue
         for field, value in current.ListFields():
-            if field.message_type is None:
-                continue
-            pending.extend(value if not isinstance(value, Message) else [value])
+            if field.type == field.TYPE_STRING:
+                if any(not isinstance(text, str) for text in ([value] if isinstance(value, str | bytes) else value)):
+                    raise CaptureError(f"the model is damaged: a text in its field {field.name!r} is not UTF-8")
+            elif field.message_type is not None:
+                pending.extend([value] if isinstance(value, Message) else value)
 
 
 def _external(tensor: onnx.TensorProto, folder: Path) -> bytes:
@@ -101,18 +106,20 @@ def _external(tensor: onnx.TensorProto, folder: Path) -> bytes:
         handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         raise CaptureError(f"{where}: cannot open {file.name!r}: {error.strerror}") from None
+    info = os.fstat(handle)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(handle)
+        raise CaptureError(f"{where}: {file.name!r} is not a regular file")
     with os.fdopen(handle, "rb") as stream:
-        info = os.fstat(stream.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise CaptureError(f"{where}: {file.name!r} is not a regular file")
         if info.st_nlink != 1:
             raise CaptureError(
-                f"{where}: {file.name!r} has a second name (a hard link), which may lie outside of the model's folder",
+                f"{where}: {file.name!r} has a second name (a hard link), maybe in another folder",
                 hint="copy the file",
             )
         if offset + length > info.st_size:
             raise CaptureError(
-                f"{where}: bytes {offset} to {offset + length} are outside of {file.name!r} ({info.st_size} bytes)"
+                f"{where}: bytes {offset} to {offset + length} lie outside of {file.name!r} "
+                f"({info.st_size} bytes)"
             )
         stream.seek(offset)
         data = stream.read(length)
@@ -133,7 +140,8 @@ def _safe_path(location: str, folder: Path, where: str) -> Path:
         path = path / part
         if path.is_symlink():
             raise CaptureError(
-                f"{where}: {part!r} in {location!r} is a symbolic link", hint="copy the file into the model's folder"
+                f"{where}: {part!r} in {location!r} is a symbolic link",
+                hint="copy the file into the model's folder",
             )
     if not path.exists():
         raise CaptureError(f"{where}: there is no file {location!r} in the model's folder")
@@ -156,4 +164,4 @@ def _bytes_of(tensor: onnx.TensorProto, where: str) -> int:
         item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, ValueError, TypeError):
         raise CaptureError(f"{where}: unknown element type {tensor.data_type}") from None
-    return math.prod(tensor.dims) * int(item)
+    return math.prod(int(d) for d in tensor.dims) * int(item)

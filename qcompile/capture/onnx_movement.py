@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from qcompile.capture.emit import Unsupported, Value, normal_axis
 from qcompile.capture.onnx_node import OnnxNode, handles
-from qcompile.ir import Array
 
 
 @handles("Identity")
@@ -86,7 +86,11 @@ def _axes(n: OnnxNode) -> list[int] | None:
 def _squeeze(n: OnnxNode) -> Value:
     x, axes = n.value(), _axes(n)
     rank = len(x.shape)
-    gone = {normal_axis(a, rank) for a in axes} if axes is not None else {i for i in range(rank) if x.shape[i] == 1}
+    gone = (
+        {normal_axis(a, rank) for a in axes}
+        if axes is not None
+        else {i for i in range(rank) if x.shape[i] == 1}
+    )
     if any(x.shape[a] != 1 for a in gone):
         raise Unsupported(f"axes {sorted(gone)} of {x.shape} are not all of size 1")
     return n.emit.reshape(x, [d for i, d in enumerate(x.shape) if i not in gone])
@@ -202,7 +206,7 @@ def _indices(n: OnnxNode, size: int, out: int, scale: float) -> Sequence[int]:
         return range(size)
     if n.attr("mode", "nearest") != "nearest":
         raise Unsupported(f"the mode {n.attr('mode')!r}; only nearest is supported")
-    i: Array = np.arange(out, dtype=np.float64)
+    i: NDArray[np.float64] = np.arange(out, dtype=np.float64)
     upsample = n.proto.op_type == "Upsample"
     match "asymmetric" if upsample else n.attr("coordinate_transformation_mode", "half_pixel"):
         case "asymmetric":
@@ -240,7 +244,9 @@ def _shuffle(n: OnnxNode) -> Value:
     b, c, h, w = x.shape
     if n.proto.op_type == "SpaceToDepth":
         y = n.emit.reshape(x, (b, c, h // block, block, w // block, block))
-        return n.emit.reshape(n.emit.transpose(y, (0, 3, 5, 1, 2, 4)), (b, c * block**2, h // block, w // block))
+        return n.emit.reshape(
+            n.emit.transpose(y, (0, 3, 5, 1, 2, 4)), (b, c * block**2, h // block, w // block)
+        )
     deep = c // block**2
     if n.attr("mode", "DCR") == "DCR":
         y = n.emit.transpose(n.emit.reshape(x, (b, block, block, deep, h, w)), (0, 3, 4, 1, 5, 2))

@@ -9,16 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qcompile.capture.emit import Emitter, Unsupported, Value
+from qcompile.capture.emit import Const, Emitter, Unsupported, Value
 from qcompile.ir import Array
-
-
-@dataclass(frozen=True, slots=True)
-class Const:
-    """A constant, and the name of the initialiser it comes from (kept through folding)."""
-
-    array: Array
-    name: str
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompile.errors import GraphError
 from qcompile.exec import unary
 from qcompile.ir import FLOAT, MOVEMENT, Array, Graph, Node
 from qcompile.semantics.movement import max_pool, move, windows
 
-Consts = Mapping[str, Array]
+Floats = NDArray[Any]
+"""float32; a looser type than Array, with which mypy allows arithmetic."""
+Consts = Mapping[str, Floats]
 _WINDOW_BYTES = 128 << 20
 
 
@@ -55,7 +60,7 @@ def evaluate(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
         return np.asarray(_RULES[node.op](node, inputs, consts)).astype(np.float32, copy=False)
 
 
-def _conv2d(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+def _conv2d(node: Node, inputs: Sequence[Floats], consts: Consts) -> Floats:
     x, w, groups = inputs[0], consts["w"], node.attrs.int("groups")
     per_group, taps = w.shape[0] // groups, (int(w.shape[2]), int(w.shape[3]))
     shape = (groups, per_group, -1)
@@ -66,42 +71,48 @@ def _conv2d(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
         view = windows(x[start : start + step], taps, node.attrs, 0.0)
         n = len(view)
         # (n, groups, ci·kh·kw, oh·ow): one matrix product for each sample and group.
-        columns = view.reshape(n, groups, -1, oh, ow, *taps).transpose(0, 1, 2, 5, 6, 3, 4).reshape(n, groups, -1, oh * ow)
+        columns = (
+            view.reshape(n, groups, -1, oh, ow, *taps)
+            .transpose(0, 1, 2, 5, 6, 3, 4)
+            .reshape(n, groups, -1, oh * ow)
+        )
         parts.append(np.matmul(w.reshape(shape)[None], columns).reshape(n, channels, oh, ow))
     out = np.concatenate(parts)
     return out + consts["b"][None, :, None, None] if "b" in consts else out
 
 
-def _linear(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+def _linear(node: Node, inputs: Sequence[Floats], consts: Consts) -> Floats:
     product = inputs[0] @ consts["w"].T
     return product + consts["b"] if "b" in consts else product
 
 
-def _batch_norm(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+def _batch_norm(node: Node, inputs: Sequence[Floats], consts: Consts) -> Floats:
     scale = consts["scale"] / np.sqrt(consts["var"] + np.float32(node.attrs.float("eps")))
     shape = (1, -1) + (1,) * (inputs[0].ndim - 2)
     return (inputs[0] - consts["mean"].reshape(shape)) * scale.reshape(shape) + consts["bias"].reshape(shape)
 
 
-def _avg_pool(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+def _avg_pool(node: Node, inputs: Sequence[Floats], consts: Consts) -> Floats:
     kernel = node.attrs.ints("kernel")
-    total = windows(inputs[0], kernel, node.attrs, 0.0).sum(axis=(4, 5))
+    total: Floats = windows(inputs[0], kernel, node.attrs, 0.0).sum(axis=(4, 5))
     if node.attrs.int("count_pad"):
-        return total / np.float32(kernel[0] * kernel[1])
-    return total / windows(np.ones((1, 1, *inputs[0].shape[2:]), np.float32), kernel, node.attrs, 0.0).sum(axis=(4, 5))
+        return np.asarray(total / np.float32(math.prod(kernel)))
+    ones = np.ones((1, 1, *inputs[0].shape[2:]), np.float32)
+    inside: Floats = windows(ones, kernel, node.attrs, 0.0).sum(axis=(4, 5))
+    return np.asarray(total / inside)
 
 
-def _softmax(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+def _softmax(node: Node, inputs: Sequence[Floats], consts: Consts) -> Floats:
     axis = node.attrs.int("axis")
     e = np.exp(inputs[0] - inputs[0].max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
+    return np.asarray(e / e.sum(axis=axis, keepdims=True))
 
 
-def _prelu(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
+def _prelu(node: Node, inputs: Sequence[Floats], consts: Consts) -> Floats:
     return np.where(inputs[0] >= 0, inputs[0], inputs[0] * consts["slope"][None])
 
 
-_RULES: Mapping[str, Callable[[Node, Sequence[Array], Consts], Array]] = {
+_RULES: Mapping[str, Callable[[Node, Sequence[Floats], Consts], Floats]] = {
     "conv2d": _conv2d,
     "linear": _linear,
     "batch_norm": _batch_norm,

@@ -18,13 +18,18 @@ class OrtModel:
     """A session on one thread.
 
     Args:
-        model: a model in memory, its bytes, or the path of a file without external data (onnxruntime would follow
-            hard links out of the folder; `qcompile.capture.onnx_load.load_model` reads such models safely).
+        model: a model in memory, its bytes, or the path of a file without external data
+            (onnxruntime would follow hard links out of the folder;
+            `qcompile.capture.onnx_load.load_model` reads such models safely).
         optimize: whether onnxruntime may rewrite the graph.
     """
 
     def __init__(
-        self, model: onnx.ModelProto | bytes | str | os.PathLike[str], *, optimize: bool = True, threads: int = 1
+        self,
+        model: onnx.ModelProto | bytes | str | os.PathLike[str],
+        *,
+        optimize: bool = True,
+        threads: int = 1,
     ) -> None:
         if isinstance(model, onnx.ModelProto):
             data = model.SerializeToString()

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,10 +14,10 @@ from torch import Tensor
 
 from qcompile.ir import Array, Grid, int_range
 
-__all__ = ["Tensor", "count_zeros", "extremes", "fake_quantize", "histogram", "to_numpy"]
+__all__ = ["Tensor", "count_zeros", "extremes", "fake_quantize", "histogram", "inference", "to_numpy", "to_tensor"]
 
-_CHUNK = 1 << 23
-"""Elements per call of torch.histc: its counts are float32, exact below 2^24."""
+_CHUNK = 1 << 20
+"""Elements binned at a time: the temporaries stay in the cache."""
 
 
 def extremes(x: Tensor) -> tuple[float, float]:
@@ -29,18 +31,33 @@ def count_zeros(x: Tensor) -> int:
     return x.numel() - int(torch.count_nonzero(x.detach()))
 
 
-def histogram(x: Tensor, lo: float, hi: float, bins: int) -> NDArray[np.int64]:
-    """Counts in `bins` equal bins of [lo, hi), int64 (bins,); elements outside do not count."""
-    counts = np.zeros(bins, np.int64)
+def histogram(x: Tensor, width: float, start: int, bins: int) -> NDArray[np.int64]:
+    """Counts of floor(x / width) − start in 0 … bins − 1, int64 (bins,).
+
+    Every element must fall into a bin.  `width` is a power of two, so that the division is exact and the counts do
+    not depend on how elements are grouped (torch.histc rounds at the edges).
+    """
+    counts = torch.zeros(bins, dtype=torch.int64)
     for part in x.detach().reshape(-1).split(_CHUNK):
-        counts += torch.histc(part, bins, lo, hi).numpy().astype(np.int64)
-    return counts
+        bin_of = part.mul(1 / width).floor_().sub_(start).to(torch.int32)
+        counts += torch.bincount(bin_of, minlength=bins)
+    return np.asarray(counts.numpy())
 
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """The real value each element is represented by on an unsigned grid: scale · (clip(round(x/s) + z) − z)."""
     lo, hi = int_range(grid.dtype)
     return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero, lo, hi)
+
+
+def inference() -> AbstractContextManager[object]:
+    """A context in which nothing is recorded for gradients."""
+    return torch.no_grad()
+
+
+def to_tensor(x: Array) -> Tensor:
+    """A float32 copy."""
+    return torch.tensor(np.ascontiguousarray(x), dtype=torch.float32)
 
 
 def to_numpy(x: Tensor) -> Array:

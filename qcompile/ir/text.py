@@ -2,15 +2,15 @@
 
     graph resnet8 : float
     in %x : f32[N,3,32,32]
-    %conv1 = conv2d(%x, w=@conv1.w, b=@conv1.b) {pad=(1, 1, 1, 1)} : f32[N,16,32,32]  # conv1 · fold-batch-norm
+    %conv1 = conv2d(%x, w=@conv1.w, b=@conv1.b) {pad=(1, 1, 1, 1)} : f32[N,16,32,32]  # c1 · fold-batch-norm
     out fc = %conv1
     const @conv1.b : float32[2] [0.5, -1.0]
     const @conv1.w : float32[16,3,3,3] sha256:5c0a…
 
-One statement stands on one line.  Attributes at their default are left out.  Constants of at most 64 elements are
-written out, larger ones by their hash.  A trailing comment holds a node's origin; lines that are only a comment are
-skipped.  The host's output function follows behind the line `tail`.  Names that are not plain are JSON strings.
-Notes are not part of the text (`qcompile.pm.notes_json`).
+One statement stands on one line.  Attributes at their default are left out.  Constants of at most 64 elements
+are written out, larger ones by their hash.  A trailing comment holds a node's origin; lines that are only a
+comment are skipped.  The host's output function follows behind the line `tail`.  Names that are not plain are
+JSON strings. Notes are not part of the text (`qcompile.pm.notes_json`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from qcompile.ir.types import BATCH, Array, TensorType
 INLINE_ELEMENTS = 64
 _SEPARATOR = " · "
 _NAME = re.compile(r"[A-Za-z0-9_./$:\-]*[A-Za-z0-9_/$]")
-_INLINE_DTYPES = frozenset({"float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"})
+_INLINE_DTYPES = frozenset(
+    {"float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
+)
 _TOKEN = re.compile(
     r"""\s*(?: (?P<string>"(?:[^"\\]|\\.)*")
              | (?P<comment>\#.*)
@@ -83,7 +85,9 @@ def _grid(grid: Grid | None) -> str:
 def _attrs(node: Node) -> str:
     defaults: Mapping[str, Any] = OPS[node.op].attrs if node.op in OPS else {}
     # repr, because 0 == 0.0 but the two hash differently.
-    shown = [f"{k}={_value(v)}" for k, v in node.attrs.items() if k not in defaults or repr(defaults[k]) != repr(v)]
+    shown = [
+        f"{k}={_value(v)}" for k, v in node.attrs.items() if k not in defaults or repr(defaults[k]) != repr(v)
+    ]
     return f" {{{', '.join(shown)}}}" if shown else ""
 
 
@@ -116,10 +120,10 @@ def from_text(text: str, consts: Mapping[str, Array] | None = None) -> Graph:
     Raises:
         GraphError: the text cannot be read, or a constant is missing or has another content.
     """
-    statements = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            statements.append(_Line(line, number))
+    rows = enumerate(text.splitlines(), start=1)
+    statements = [
+        _Line(row, number) for number, row in rows if row.strip() and not row.lstrip().startswith("#")
+    ]
     graphs: list[_Draft] = []
     expect_graph = True
     for line in statements:
@@ -175,7 +179,13 @@ class _Draft:
 
     def build(self, tail: Graph | None) -> Graph:
         return Graph(
-            self.name, self.level, tuple(self.inputs), tuple(self.nodes), tuple(self.outputs), self.consts, tail=tail
+            self.name,
+            self.level,
+            tuple(self.inputs),
+            tuple(self.nodes),
+            tuple(self.outputs),
+            self.consts,
+            tail=tail,
         )
 
 
@@ -269,8 +279,8 @@ def _read_const(line: _Line, name: str, known: Mapping[str, Array]) -> Array:
 class _Line:
     """The tokens of one line, consumed from the left."""
 
-    def __init__(self, text: str, number: int) -> None:
-        self.text, self.number = text, number
+    def __init__(self, text: str, row: int) -> None:
+        self.text, self.row = text, row
         self.tokens: list[str] = []
         self.comment = ""
         self.at = 0
@@ -287,14 +297,14 @@ class _Line:
                 self.tokens.append(match[match.lastgroup or ""])
 
     def error(self, message: str) -> GraphError:
-        return GraphError(f"line {self.number}: {message}: {self.text.strip()[:80]}")
+        return GraphError(f"line {self.row}: {message}: {self.text.strip()[:80]}")
 
     def peek(self) -> str:
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
     def accept(self, token: str) -> bool:
         found = self.peek() == token
-        self.at += found
+        self.at += int(found)
         return found
 
     def take(self, *tokens: str) -> None:

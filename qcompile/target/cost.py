@@ -1,7 +1,7 @@
 """What kernels cost: measurements kept between runs, and a roofline where nothing can be measured.
 
-A latency without its conditions is worthless, so the device, the thread count and the compiler are part of the key
-and everything else the measurer knows (clock, load, date) is stored beside the value.
+A latency without its conditions is worthless, so the device, the thread count and the compiler are part of
+the key and everything else the measurer knows (clock, load, date) is stored beside the value.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS costs (
     PRIMARY KEY (device, work, threads, compiler)
 ) WITHOUT ROWID
 """
+_WHERE = "FROM costs WHERE device=? AND work=? AND threads=? AND compiler=?"
 
 
 def cache_directory() -> Path:
@@ -50,7 +51,7 @@ def cache_directory() -> Path:
 
 @cache
 def fingerprint() -> str:
-    """This device for the keys of measurements: processor model, hash of its features, and cores; no host name."""
+    """This device in the keys of measurements: processor model, hash of its features, cores; no host name."""
     model, flags = platform.processor() or platform.machine(), ""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -70,8 +71,8 @@ def fingerprint() -> str:
 class CostCache:
     """Measured kernel costs in one SQLite file that several processes may use at once.
 
-    Write-ahead logging keeps the file whole when a process is killed; what was put before stays.  Each call opens
-    its own connection, so an instance may cross threads and forks.
+    Write-ahead logging keeps the file whole when a process is killed; what was put before stays.  Each call
+    opens its own connection, so an instance may cross threads and forks.
 
     Args:
         directory: of the file; `cache_directory()` where it is not given.
@@ -92,8 +93,7 @@ class CostCache:
         with self._open() as db:
             for key in dict.fromkeys(work.key for work in works):
                 row = db.execute(
-                    "SELECT median, p90, runs FROM costs WHERE device=? AND work=? AND threads=? AND compiler=?",
-                    (self.device, key, threads, compiler),
+                    f"SELECT median, p90, runs {_WHERE}", (self.device, key, threads, compiler)
                 ).fetchone()
                 if row is not None:
                     found[key] = Measurement(median=row[0], p90=row[1], runs=row[2], threads=threads)
@@ -132,7 +132,7 @@ class CostCache:
         """What was noted about a measurement, or None where there is none."""
         with self._open() as db:
             row = db.execute(
-                "SELECT conditions FROM costs WHERE device=? AND work=? AND threads=? AND compiler=?",
+                f"SELECT conditions {_WHERE}",
                 (self.device, work.key, threads, compiler),
             ).fetchone()
         return None if row is None else dict(json.loads(row[0]))
@@ -159,8 +159,8 @@ class CostCache:
 def _prepare(db: sqlite3.Connection) -> None:
     """Set the journal mode and make the table.
 
-    Switching to write-ahead logging needs the file alone and, unlike other statements, does not wait for its turn;
-    so the first processes to meet on a new file retry.
+    Switching to write-ahead logging needs the file alone and, unlike other statements, does not wait for its
+    turn; so the first processes to meet on a new file retry.
     """
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
@@ -176,7 +176,7 @@ def _prepare(db: sqlite3.Connection) -> None:
 
 
 def macs_of(work: KernelWork) -> int:
-    """Multiply-accumulates of one sample; an operator without weights counts one operation per element it reads."""
+    """Multiply-accumulates of one sample; without weights, one operation for each element that is read."""
     return sum(_node_macs(*node) for node in work.nodes)
 
 
@@ -192,7 +192,8 @@ def _pairs(attrs: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def roofline(work: KernelWork, target: Target) -> float:
-    """Seconds one thread needs at least: the slower of arithmetic at peak and memory traffic at full bandwidth.
+    """Seconds one thread needs at least: the slower of arithmetic at peak and memory traffic at full
+    bandwidth.
 
     Weights count one byte each and other constants four, because a work does not hold their precision.
     """

@@ -26,6 +26,9 @@ _PASSES = (
 )
 """Lowering of functions that are already scheduled: no schedulable blocks, no packed calling convention."""
 
+_EXPORTS = "{ global: qcompile_run; bench*; __TVMBackendParallelLaunch; local: *; };\n"
+"""What a library shows; everything unreachable from it, such as the compiler's support routines, is dropped."""
+
 COMPILER_KEYS = ("kind", "mtriple", "mcpu", "mattr")
 """The target options that TVM reads; the others are for the backend."""
 
@@ -93,7 +96,10 @@ def link(objects: Sequence[bytes], output: Path, options: Mapping[str, str]) -> 
             path = Path(folder) / f"{i:04d}.o"
             path.write_bytes(code)
             paths.append(str(path))
-        flags = ["-shared", "-fPIC", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack"]
+        exports = Path(folder) / "exports.map"
+        exports.write_text(_EXPORTS)
+        flags = ["-shared", "-fPIC", "-nostartfiles", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack"]
+        flags += ["-Wl,--gc-sections", f"-Wl,--version-script={exports}"]
         done = subprocess.run(
             [linker, *flags, "-o", str(output), *paths], capture_output=True, text=True, check=False
         )

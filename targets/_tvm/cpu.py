@@ -16,7 +16,7 @@ from qcompile.target.program import Kernel, Program
 from targets._tvm import build, float_scan, library, profile
 from targets._tvm.context import Context, Emitted
 from targets._tvm.isa import Isa
-from targets._tvm.kernels import conv_direct, generic
+from targets._tvm.kernels import conv_direct, generic, winograd
 from targets._tvm.runner import ENTRY, LIBRARY, LibraryExecutable
 
 Generator = Callable[[Context], Emitted]
@@ -107,6 +107,10 @@ class CpuBackend:
 
 def generic_variant(isa: Isa) -> Variant:
     return Variant(GENERIC, isa, lambda ctx: True, generic.emit)
+
+
+def winograd_variant(name: str, isa: Isa) -> Variant:
+    return Variant(name, isa, winograd.is_legal, winograd.emit)
 
 
 def direct_variant(name: str, isa: Isa, proved: Legal = lambda ctx: True) -> Variant:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
+import tvm_ffi
 from tvm import tirx as tir
 
 from qcompile.ir import Array
@@ -47,9 +47,9 @@ class FunctionTable:
         self.functions: list[Any] = []
 
     def symbol(self, func: Any) -> str:
-        bucket = self._found.setdefault(tvm.ir.structural_hash(func), [])
+        bucket = self._found.setdefault(tvm_ffi.structural_hash(func), [])
         for known, symbol in bucket:
-            if tvm.ir.structural_equal(known, func):
+            if tvm_ffi.structural_equal(known, func):
                 return symbol
         symbol = f"{self._prefix}{len(self.functions)}"
         bucket.append((func, symbol))

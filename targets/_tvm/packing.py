@@ -112,6 +112,41 @@ def direct(w: Array, groups: int, lanes: int, merged: bool) -> Array:
     return split.transpose(0, 2, 3, 4, 1, 5)
 
 
+WINOGRAD_G = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=np.int32)
+"""2·G of F(2, 3): integer, so that the transformed convolution is exactly 4 times the convolution."""
+
+WINOGRAD_OFFSET = 128
+"""Added to every transformed input but the one that cannot be negative, so that all are uint8."""
+
+_NON_NEGATIVE = 5
+"""Position (1, 1) of the 4×4 transformed tile: a sum of inputs."""
+
+
+def winograd_transform(w: Array) -> Array:
+    """int8[O, I, 3, 3] → int32[16, O, I]: (2G)·g·(2G)ᵀ."""
+    u = np.einsum("ai,ocij,bj->aboc", WINOGRAD_G, w.astype(np.int32), WINOGRAD_G)
+    return u.reshape(16, *w.shape[:2])
+
+
+def winograd_weights(w: Array, lanes: int, width: int) -> Array:
+    """int8[O, I, 3, 3] → int8[16, blocks, width/4, lanes, 4]; zeros behind the real channels."""
+    u = winograd_transform(w)
+    u = np.pad(u, ((0, 0), (0, -u.shape[1] % lanes), (0, width - u.shape[2]))).astype(np.int8)
+    return u.reshape(16, -1, lanes, width // STEP, STEP).transpose(0, 1, 3, 2, 4)
+
+
+def winograd_start(w: Array, *bias: Array, lanes: int) -> Array:
+    """int32[16, O rounded up]: what the 16 products start from, to undo the offset and to add 4·bias.
+
+    Every output of a tile contains the product at position (1, 1) exactly once, and that one has no offset.
+    """
+    start = -WINOGRAD_OFFSET * winograd_transform(w).sum(axis=2)
+    start[_NON_NEGATIVE] = 4 * bias[0].astype(np.int32) if bias else 0
+    return np.pad(start, ((0, 0), (0, -w.shape[0] % lanes))).astype(np.int32)
+
+
 RECIPES: Mapping[str, Callable[..., Array]] = {
-    function.__name__: function for function in (plain, literal, vector, zeros, lane_table, depthwise, direct)
+    function.__name__: function for function in (
+        plain, literal, vector, zeros, lane_table, depthwise, direct, winograd_weights, winograd_start,
+    )
 }

@@ -16,7 +16,17 @@ from tvm import tirx as tir
 from targets._tvm.builder import Expr, broadcast, cast, const, dtype_of, lanes_of, reinterpret, shuffle, vec
 
 _HALF = 32
-_SMALL = 1 << 16
+_SMALL = 1 << 30
+
+WIDE_SHIFT = 33
+"""From here on the rounding constant 2^(e−1) has no bits in the lower half of a product."""
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """An int32 operand far enough from ±2^31 that a constant up to 2^30 may be added: a shift count, scaled uint8."""
+
+    expr: Expr
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +39,18 @@ class Narrow:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`lanes` 64-bit values as int64 vectors of the even and of the odd lanes."""
+    """`lanes` 64-bit values as int64 vectors of the even and of the odd lanes, plus `high`·2^32 (int32 lanes)."""
 
     even: Expr
     odd: Expr
+    high: Expr = None
+
+
+@dataclass(frozen=True, slots=True)
+class High:
+    """`lanes` 64-bit values that are multiples of 2^32: `expr` is int32, their upper halves."""
+
+    expr: Expr
 
 
 class TirKit:
@@ -40,7 +58,7 @@ class TirKit:
 
     Args:
         lanes: vector width of the values; scalars and Python integers are broadcast.
-        wide_shift: every shift count given to `shr` is at least 32 (the caller checked its constants).
+        wide_shift: every shift count given to `shr` is at least WIDE_SHIFT (the caller checked its constants).
     """
 
     def __init__(self, lanes: int = 1, wide_shift: bool = False) -> None:
@@ -50,10 +68,12 @@ class TirKit:
 
     def i64(self, x: Any) -> Any:
         """Widen a Python integer, or a uint8 or int32 expression."""
-        if isinstance(x, int | Narrow | Pair):
+        if isinstance(x, int | Narrow | Pair | High):
             return x
         if self.lanes == 1:
-            return cast("int64", x)
+            return cast("int64", x.expr if isinstance(x, Small) else x)
+        if isinstance(x, Small):
+            return Narrow(broadcast(x.expr, self.lanes), small=True)
         whole = broadcast(cast(vec("int32", lanes_of(x)), x), self.lanes)
         return Narrow(whole, small=dtype_of(x).startswith("uint8"))
 
@@ -61,10 +81,16 @@ class TirKit:
         """The int64 form: one expression for a single lane, else a Pair."""
         if self.lanes == 1:
             return const(x, "int64") if isinstance(x, int) else x
+        if isinstance(x, High):
+            x = Pair(const(0, self._half), const(0, self._half), x.expr)
         if isinstance(x, int):
             return Pair(const(x, self._half), const(x, self._half))
         if isinstance(x, Pair):
-            return x
+            if x.high is None:
+                return x
+            parts = self._wide(Narrow(x.high))
+            bits = const(_HALF, self._half)
+            return Pair(x.even + (parts.even << bits), x.odd + (parts.odd << bits))
         whole = reinterpret(self._half, x.expr)
         bits = const(_HALF, self._half)
         return Pair(tir.shift_right(tir.shift_left(whole, bits), bits), tir.shift_right(whole, bits))
@@ -77,18 +103,24 @@ class TirKit:
 
     def add(self, x: Any, y: Any) -> Any:
         if isinstance(x, Narrow) and x.small and isinstance(y, int) and abs(y) < _SMALL:
-            return Narrow(x.expr + const(y, vec("int32", self.lanes)))
+            return Narrow(x.expr + const(y, vec("int32", self.lanes)), small=True)
+        if isinstance(x, Pair) and x.high is None and isinstance(y, High):
+            return Pair(x.even, x.odd, y.expr)
         return self._apply(lambda a, b: a + b, x, y)
 
     def sub(self, x: Any, y: Any) -> Any:
         if isinstance(x, Narrow) and x.small and isinstance(y, int) and abs(y) < _SMALL:
-            return Narrow(x.expr - const(y, vec("int32", self.lanes)))
+            return Narrow(x.expr - const(y, vec("int32", self.lanes)), small=True)
         return self._apply(lambda a, b: a - b, x, y)
 
     def mul(self, x: Any, y: Any) -> Any:
         return self._apply(lambda a, b: a * b, x, y)
 
     def shl(self, x: Any, s: Any) -> Any:
+        if self.lanes > 1 and self.wide_shift and x == 1 and isinstance(s, Narrow):
+            # The kit only shifts left to make the rounding constant 2^(e−1), and e ≥ WIDE_SHIFT.
+            whole = vec("int32", self.lanes)
+            return High(tir.shift_left(const(1, whole), s.expr - const(_HALF, whole)))
         return self._apply(tir.shift_left, x, s)
 
     def shr(self, x: Any, s: Any) -> Any:
@@ -101,7 +133,8 @@ class TirKit:
             [2 * (i // 2) + 1 + (self.lanes if i % 2 else 0) for i in range(self.lanes)],
         )
         rest = const(s - _HALF, whole) if isinstance(s, int) else s.expr - const(_HALF, whole)
-        # |x| < 2^63, so the result lies within ±2^31; products of 32-bit values stay within 2^62, hence 2^30 here.
+        # Products stay within 2^62 and the rounding constant within 2^61, so their upper halves add without wrapping.
+        high = high if x.high is None else high + x.high
         return Narrow(tir.shift_right(high, rest), small=True)
 
     def if_negative(self, x: Any, then: Any, otherwise: Any) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 from qcompile.ir import int_range
 from qcompile.target.model import Target
 from targets._tvm.context import Context
-from targets._tvm.cpu import CpuBackend, direct_variant, generic_variant
+from targets._tvm.cpu import CpuBackend, direct_variant, generic_variant, winograd_variant
 from targets.x86_64.isa import Avx2, Avx2Saturating, Vnni
 
 _INT16_MAX = 32767
@@ -26,7 +26,7 @@ class X86Vnni(CpuBackend):
 
     def __init__(self, target: Target) -> None:
         options = {"mtriple": _TRIPLE, "mcpu": "cascadelake"}
-        super().__init__(target, options, [direct_variant("vnni", Vnni()), generic_variant(Vnni())])
+        super().__init__(target, options, [winograd_variant("winograd", Vnni()), direct_variant("vnni", Vnni()), generic_variant(Vnni())])
 
 
 class X86Avx2(CpuBackend):
@@ -35,6 +35,7 @@ class X86Avx2(CpuBackend):
     def __init__(self, target: Target) -> None:
         options = {"mtriple": _TRIPLE, "mcpu": "haswell"}
         variants = [
+            winograd_variant("winograd", Avx2()),
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16),
             direct_variant("madd", Avx2()),
             generic_variant(Avx2()),

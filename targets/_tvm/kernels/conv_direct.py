@@ -16,6 +16,7 @@ from targets._tvm.context import Context, Emitted
 from targets._tvm.kernels.epilogue import Epilogue, store
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
+from targets._tvm.kernels.window import is_depthwise
 from targets._tvm.packing import STEP, first_channel, input_width
 
 
@@ -39,7 +40,7 @@ def is_legal(ctx: Context) -> bool:
         plain = not any(ctx.layout(v).channels_last for v in (*ctx.kernel.inputs, ctx.kernel.name))
         whole = all(ctx.layout(v).shape == ctx.out_layout.shape for v in ctx.kernel.inputs[1:])
         return room and plain and whole and source.layout.dtype != "i32"
-    if node.op != "conv2d":
+    if node.op != "conv2d" or is_depthwise(ctx, node):
         return False
     layout, out = ctx.layout(node.inputs[0]), ctx.out_layout
     pad = node.attrs.ints("pad")

@@ -3,18 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from qcompile.ir import Node, storage
+from qcompile.errors import InternalError
+from qcompile.ir import Node, int_range, storage
 from qcompile.semantics import scalar
 from targets._tvm.builder import Expr, broadcast, cast, const, lanes_of, vec
 from targets._tvm.context import Context, Stored
-from targets._tvm.tir_kit import TirKit
+from targets._tvm.kernels.bounds import accumulator_bound
+from targets._tvm.tir_kit import WIDE_SHIFT, Small, TirKit
 
-_WIDE = 32
-"""Shifts of at least this many bits only need the high halves of the products."""
+_ACCUMULATOR = 1 << 31
+_SMALL_VALUE = 1 << 29
+_TOTAL = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Every term and the divisor are multiplied by 2^bits: the same result, exactly.
+
+    Attributes:
+        wide: all shifts are then at least WIDE_SHIFT.
+        on_value: term i takes the factor on its value; otherwise its multiplier takes it.
+        on_multiplier: the bits that multiplier i takes.
+    """
+
+    bits: int
+    wide: bool
+    on_value: tuple[bool, ...]
+    on_multiplier: tuple[int, ...]
+
+
+def choose_scale(ctx: Context, node: Node, anchor: str | None, anchor_bits: int = 0) -> Scale | None:
+    """The scaling with wide shifts if one is provably free of overflow, else the smallest one; None if there is none.
+
+    `anchor_bits`: the accumulator comes multiplied by 2^anchor_bits already.
+    """
+    bits = max(anchor_bits, WIDE_SHIFT - int(np.min(ctx.const(node, "e"))))
+    return _scale(ctx, node, anchor, bits, anchor_bits) or _scale(ctx, node, anchor, anchor_bits, anchor_bits)
+
+
+def _scale(ctx: Context, node: Node, anchor: str | None, bits: int, anchor_bits: int) -> Scale | None:
+    e = ctx.const(node, "e")
+    on_value, on_multiplier, total = [], [], 1 << (int(np.max(e)) + bits - 1)
+    for i, (value, zero) in enumerate(zip(node.inputs, node.attrs.ints("zeros"), strict=True)):
+        roles = [f"m{i}", "mneg"] if node.const("mneg") else [f"m{i}"]
+        largest = max(int(np.max(np.abs(ctx.const(node, r).astype(np.int64)))) for r in roles)
+        small = value != anchor and ctx.layout(value).dtype != "i32"
+        if value == anchor:
+            reach = min(accumulator_bound(ctx, ctx.anchor), _ACCUMULATOR) + abs(zero)
+        else:
+            reach = (int_range(ctx.layout(value).dtype)[1] if small else _ACCUMULATOR) + abs(zero)
+        shift_value = small and reach << bits < _SMALL_VALUE
+        rest = 0 if shift_value else bits - (anchor_bits if value == anchor else 0)
+        if rest and largest << rest >= _ACCUMULATOR:
+            return None
+        on_value.append(shift_value and bits > 0)
+        on_multiplier.append(rest)
+        total += reach * largest << bits
+    wide = int(np.min(e)) + bits >= WIDE_SHIFT
+    if (bits or wide) and total >= _TOTAL:
+        return Scale(0, False, (False,) * len(on_value), (0,) * len(on_value)) if not bits else None
+    return Scale(bits, wide, tuple(on_value), tuple(on_multiplier))
 
 
 class ParamTable:
@@ -60,7 +113,7 @@ def load_at(ctx: Context, source: Stored, coords: Sequence[Expr], lanes: int) ->
 class Epilogue:
     """The fused requant of a kernel, or a plain store of the anchor's int32 where there is none."""
 
-    def __init__(self, ctx: Context, node: Node | None, anchor: str | None) -> None:
+    def __init__(self, ctx: Context, node: Node | None, anchor: str | None, anchor_bits: int = 0) -> None:
         self._ctx = ctx
         self._node = node
         self._anchor = anchor
@@ -74,7 +127,10 @@ class Epilogue:
             constant = node.const(role)
             return None if constant is None else ParamTable(ctx, constant, rank, layout.channels_last)
 
-        self._wide = bool(np.min(ctx.const(node, "e")) >= _WIDE)
+        scale = choose_scale(ctx, node, anchor, anchor_bits)
+        if scale is None:
+            raise InternalError("the accumulator cannot be scaled without overflow", node=node.name)
+        self._scale = scale
         self._multipliers = [table(f"m{i}") for i in range(len(node.inputs))]
         self._shift = table("e")
         self._negative = table("mneg")
@@ -89,7 +145,9 @@ class Epilogue:
         if self._node is None:
             return cast(vec(self._dtype, lanes), acc)
         attrs, b = self._node.attrs, self._ctx.b
-        kit = TirKit(lanes, wide_shift=self._wide)
+        kit = TirKit(lanes, wide_shift=self._scale.wide)
+        scale = self._scale
+        whole = vec("int32", lanes)
         xs = [
             acc if v == self._anchor else load_at(self._ctx, self._ctx.stored(v), coords, lanes)
             for v in self._node.inputs
@@ -98,8 +156,18 @@ class Epilogue:
             t.at(coords, lanes) if t else None for t in (*self._multipliers, self._shift, self._negative)
         ]
         *multipliers, shift, negative = [None if v is None else b.let(v) for v in at]
+        zeros = list(attrs.ints("zeros"))
+        if scale.bits:
+            shift = shift + const(scale.bits, whole)
+        for i, (on_value, bits) in enumerate(zip(scale.on_value, scale.on_multiplier, strict=True)):
+            if on_value:
+                xs[i] = Small(cast(whole, xs[i]) << const(scale.bits, whole))
+                zeros[i] <<= scale.bits
+            if bits:
+                multipliers[i] = multipliers[i] << const(bits, whole)
+                negative = None if negative is None else negative << const(bits, whole)
         result = scalar.requant(
-            kit, xs, multipliers, shift, attrs.ints("zeros"),
+            kit, xs, multipliers, Small(shift), zeros,
             attrs.int("zp"), attrs.int("lo"), attrs.int("hi"), negative,
         )  # fmt: skip
         return kit.result(result, self._dtype)

@@ -1,0 +1,136 @@
+"""Measure a plan before anything is built: fake-quantised execution, compared with the float network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from passes.analysis.calibrate_ranges import check_inputs
+from passes.analysis.layer_inputs import separate_layer_inputs
+from passes.structure import Structure
+from qcompile.errors import DataError
+from qcompile.exec.tensors import Tensor, fake_quantize, inference, to_numpy, to_tensor
+from qcompile.exec.torch_exec import TorchGraph
+from qcompile.exec.torch_loss import OutputLoss, output_losses, total_loss, with_variances
+from qcompile.ir import GRID_KEEPING, Array, Graph, Grid
+from qcompile.pm.facts import BitChoice, Range
+from qcompile.semantics.grids import activation_grid, quantize_weights, weight_scales
+
+STORED_BITS = 8
+"""Width of stored values that not only layers read, as in `integerize`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Attributes:
+    loss: mean over samples of KL(float ‖ quantised) for class scores, else of half the mean squared error in
+        units of the output's variance; summed over outputs.
+    agreement: share of samples whose largest class (position-wise for images) is the float network's.
+    """
+
+    loss: float
+    agreement: float
+
+
+class Simulator:
+    """Runs plans in float32 with every rounding of `integerize` except those of the requantizations' multipliers.
+
+    A grid group is rounded at the bits of the layers that read it; at 8 bits where others read it too (its layers
+    then read a copy at their bits) or no layer does; groups that only show outputs are not rounded.  Weights are
+    rounded, biases are not.  The float outputs are computed once.
+
+    Args:
+        graph: canonical float graph.
+        ranges: by grid group.
+        batches: samples, arrays by input name; kept.
+
+    Raises:
+        DataError: there are no samples, or they do not fit the inputs.
+    """
+
+    def __init__(self, graph: Graph, ranges: Mapping[str, Range], batches: Iterable[Mapping[str, Array]]) -> None:
+        self.graph, self.ranges = graph, ranges
+        self.structure = Structure(graph)
+        view = separate_layer_inputs(graph, self.structure)
+        self.copies = {name: value for value, name in view.read_as.items() if name != value}
+        self.runner = TorchGraph(view.graph)
+        self.batches = [check_inputs(graph, batch) for batch in batches]
+        if not self.batches:
+            raise DataError("there are no samples to measure plans on")
+        with inference():
+            self.float_outputs: list[dict[str, Tensor]] = [dict(self.runner.run(x)) for x in self.batches]
+        self.losses: dict[str, OutputLoss] = with_variances(output_losses(graph), self.float_outputs)
+        self.weights: dict[tuple[str, int], Tensor] = {}
+
+    def loss(self, bits: Mapping[str, BitChoice]) -> float:
+        """The mean loss of a plan (by layer); layers of one group must have the same activation bits."""
+        return self.measure(bits).loss
+
+    def measure(self, bits: Mapping[str, BitChoice]) -> Measurement:
+        """Loss and agreement of a plan; accumulated in float64."""
+        loss, agreement, samples = 0.0, 0.0, 0
+        for outputs, reference in zip(self._outputs(bits), self.float_outputs, strict=True):
+            each = total_loss(self.losses, outputs, reference)
+            loss += float(each.sum())
+            samples += len(each)
+            agreement += sum(
+                float(own.agreement(outputs[name], reference[name]).sum()) * own.weight
+                for name, own in self.losses.items()
+            )
+        return Measurement(loss / samples, agreement / samples)
+
+    def outputs(self, bits: Mapping[str, BitChoice]) -> dict[str, Array]:
+        """The plan's outputs on all samples, float32, by output name."""
+        runs = list(self._outputs(bits))
+        return {name: np.concatenate([to_numpy(run[name]) for run in runs]) for name in self.losses}
+
+    def _outputs(self, bits: Mapping[str, BitChoice]) -> Iterable[dict[str, Tensor]]:
+        grids = self.grids(bits)
+
+        def quantize(value: str, x: Tensor) -> Tensor:
+            return fake_quantize(x, grids[value]) if value in grids else x
+
+        weights = {layer: self._weights(layer, bits[layer].w) for layer in self.structure.layers}
+        for batch in self.batches:
+            with inference():
+                outputs = dict(self.runner.run(batch, quantize=quantize, weights=weights))
+            yield outputs
+
+    def grids(self, bits: Mapping[str, BitChoice]) -> dict[str, Grid]:
+        """The grid on which each value (or layers' copy of it) is rounded under a plan."""
+        structure, found = self.structure, {}
+        tied = structure.tied()
+        for group, members in structure.members.items():
+            if group in structure.wide:
+                continue
+            own = bits[tied[group][0]].a if group in tied else STORED_BITS
+            stored = STORED_BITS if group in structure.shared else own
+            for value in members:
+                if not self._keeps_grid(value):
+                    found[value] = self._grid(group, stored)
+            if stored != own:
+                for copy, value in self.copies.items():
+                    if value in members:
+                        found[copy] = self._grid(group, own)
+        return found
+
+    def _keeps_grid(self, value: str) -> bool:
+        """Whether a value is a selection of values that are on its grid already."""
+        region = self.structure.regions.get(value)
+        if region is None or region.anchor.op not in GRID_KEEPING - {"pad"}:
+            return False
+        return all(self.structure.group_of[v] == self.structure.group_of[value] for v in region.anchor.inputs)
+
+    def _grid(self, group: str, bits: int) -> Grid:
+        lo, hi = self.ranges[group].clip[bits]
+        return activation_grid(lo, hi, bits)
+
+    def _weights(self, layer: str, bits: int) -> Tensor:
+        if (layer, bits) not in self.weights:
+            w = self.graph.const(self.graph.by_name[layer], "w")
+            scales = weight_scales(w, bits)
+            rounded = quantize_weights(w, bits, scales) * scales.reshape(-1, *[1] * (w.ndim - 1))
+            self.weights[layer, bits] = to_tensor(rounded.astype(np.float32))
+        return self.weights[layer, bits]

@@ -1,0 +1,172 @@
+"""The Python interface: what the command line does, as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qcompile.artifact import Artifact
+from qcompile.artifact import load as load_artifact
+from qcompile.compiler import Budgets, Progress
+from qcompile.data import load_batches
+from qcompile.ir import Array, Graph
+from qcompile.job import CompileResult, Job, silent
+from qcompile.units import parse_bits, parse_bytes, parse_latency
+
+
+def capture(
+    model: Any, *, example: Any = None, shapes: Mapping[str, Sequence[int]] | None = None, name: str | None = None
+) -> Graph:
+    """The float graph of an ONNX file or model, a torch module, an ExportedProgram or a GraphModule.
+
+    See `qcompile.capture.capture`.  The captured graph is compared with its source on sample input.
+    """
+    from qcompile.capture import capture as capture_model
+
+    return capture_model(model, example=example, shapes=shapes, name=name)
+
+
+def compile(
+    model: Any,
+    *,
+    target: str = "cpu",
+    latency: str | float | None = None,
+    memory: str | int | None = None,
+    arena: str | int | None = None,
+    uniform: str | None = None,
+    plan: str | os.PathLike[str] | None = None,
+    calib: Any = None,
+    eval_data: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    example: Any = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    pins: Mapping[str, str] | None = None,
+    bits: Sequence[int] | None = None,
+    act_bits: Sequence[int] | None = None,
+    passes: str | None = None,
+    dump: str | os.PathLike[str] | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    overwrite: bool = False,
+    measure: bool = True,
+    progress: Progress | None = None,
+) -> CompileResult:
+    """Compile a network to integer-only code under budgets.
+
+    Args:
+        model: path of an ONNX file, or a torch module (with `example`), ExportedProgram or GraphModule.
+        target: name of a target; `cpu` picks the best for this machine.
+        latency: end to end, batch 1: text with a unit (`"5ms"`) or seconds.
+        memory: packed weights: text with a unit (`"4MiB"`) or bytes.
+        arena: activations at the peak, like `memory`.
+        uniform: `"w8a8"` gives every layer the same bits and skips the search.
+        plan: a JSON file with the bits of every layer.
+        calib: calibration data (see `qcompile.data.Source`); without it accuracy is unverified.
+        eval_data: data to evaluate the artifact on, likewise.
+        out: folder of the artifact; a temporary one where it is not given.
+        shapes: shapes of inputs that are dynamic in the file.
+        pins: regular expression over layer names → bits (`{"fc": "w8a8"}`).
+        bits, act_bits: widths the planner may use; all that the target offers where not given.
+        samples: how many calibration samples to use.
+        threads: of the measurements.
+        overwrite: whether an existing artifact may be replaced.
+        measure: False neither measures kernels nor the artifact: costs are a roofline, and the plan says so.
+
+    Raises:
+        QcompileError: see `qcompile.errors`; nothing is left half-written.
+    """
+    job = Job(
+        model=model,
+        target=target,
+        budgets=Budgets(
+            parse_latency(latency) if isinstance(latency, str) else latency,
+            parse_bytes(memory) if isinstance(memory, str) else memory,
+            parse_bytes(arena) if isinstance(arena, str) else arena,
+        ),
+        uniform=uniform,
+        plan=None if plan is None else Path(plan),
+        calib=calib,
+        eval_data=eval_data,
+        out=None if out is None else Path(out),
+        example=example,
+        shapes=shapes,
+        pins={pattern: parse_bits(text) for pattern, text in (pins or {}).items()},
+        weight_bits=None if bits is None else tuple(bits),
+        act_bits=None if act_bits is None else tuple(act_bits),
+        passes=passes,
+        dump=None if dump is None else Path(dump),
+        samples=samples,
+        seed=seed,
+        threads=threads,
+        overwrite=overwrite,
+        measure=measure,
+        progress=progress or silent,
+    )
+    return job.run()
+
+
+def evaluate(artifact: str | os.PathLike[str] | Artifact, data: Any, model: Any = None) -> dict[str, Any]:
+    """{n, top1, agreement, loss}: fractions; top1 and loss need labels, agreement the source model."""
+    opened = _opened(artifact)
+    from qcompile.evaluation import evaluate_batches
+
+    return evaluate_batches(
+        opened.run, load_batches(data, opened.graph.inputs), None if model is None else capture(model)
+    )
+
+
+def run(artifact: str | os.PathLike[str] | Artifact, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Float outputs by name for float inputs by name, each with a batch dimension."""
+    opened = _opened(artifact)
+    return opened.run(inputs)
+
+
+def bench(artifact: str | os.PathLike[str] | Artifact, threads: int = 1, runs: int = 0) -> dict[str, Any]:
+    """{median_ms, p90_ms, threads, runs} of single-sample calls, integer input to integer output; runs=0 chooses."""
+    opened = _opened(artifact)
+    measured = opened.executable.measure(threads, runs)
+    return {
+        "median_ms": measured.median * 1e3, "p90_ms": measured.p90 * 1e3, "threads": threads, "runs": measured.runs
+    }  # fmt: skip
+
+
+def _opened(artifact: str | os.PathLike[str] | Artifact) -> Artifact:
+    return artifact if isinstance(artifact, Artifact) else load_artifact(Path(artifact))
+
+
+def verify(artifact: str | os.PathLike[str] | Artifact, data: Any = None) -> dict[str, Any]:
+    """{inputs, differing_integers, float_operations, found}: see `qcompile.verification.verify_artifact`."""
+    from qcompile.verification import verify_artifact
+
+    return verify_artifact(_opened(artifact), data)
+
+
+def inspect(model: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
+    """What a model holds, or what in it is not supported: see `qcompile.inspection.inspect_model`."""
+    from qcompile.inspection import inspect_model
+
+    return inspect_model(model, shapes)
+
+
+def explain(artifact: str | os.PathLike[str] | Artifact, layer: str | None = None) -> dict[str, Any]:
+    """Why a layer got its bits: see `qcompile.inspection.explain_artifact`."""
+    from qcompile.inspection import explain_artifact
+
+    return explain_artifact(_opened(artifact), layer)
+
+
+def targets() -> list[dict[str, Any]]:
+    """The targets, and which of them this machine can run."""
+    from qcompile.inspection import list_targets
+
+    return list_targets()
+
+
+def ops() -> list[dict[str, Any]]:
+    """The operators that can be captured."""
+    from qcompile.inspection import list_ops
+
+    return list_ops()

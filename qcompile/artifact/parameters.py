@@ -1,0 +1,100 @@
+"""All constants of an artifact in one file: weights packed at their real width, the rest little-endian.
+
+`parameters.bin` is the data without gaps; `parameters.json` says what lies where.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from qcompile.artifact.canonical import canonical_json
+from qcompile.errors import ArtifactError, InternalError
+from qcompile.ir import WEIGHTED, Array, Graph
+from qcompile.semantics.grids import pack_bits, packed_bytes, unpack_bits
+
+_DTYPES = frozenset(
+    {"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"}
+)
+
+
+def weight_widths(graph: Graph) -> dict[str, int]:
+    """Constant name → bits, of the weights of all layers of an integer graph."""
+    widths: dict[str, int] = {}
+    for node in graph.nodes:
+        name = node.const("w")
+        if node.op in WEIGHTED and name is not None:
+            widths[name] = max(widths.get(name, 0), node.attrs.int("weight_bits"))
+    return widths
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all weights of an integer graph, each packed at its width."""
+    return sum(packed_bytes(graph.consts[name].size, bits) for name, bits in weight_widths(graph).items())
+
+
+def encode(graph: Graph) -> tuple[bytes, str]:
+    """(parameters.bin, parameters.json) of an integer graph and its tail.
+
+    Raises:
+        InternalError: a weight does not fit its width, or two constants share a name.
+    """
+    widths = weight_widths(graph)
+    parts: list[bytes] = []
+    index: list[dict[str, Any]] = []
+    offset = 0
+    for name, array in _constants(graph):
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        bits = widths.get(name, 8 * array.dtype.itemsize)
+        if name in widths and bits < 8:
+            data = pack_bits(array, bits)
+            if not np.array_equal(unpack_bits(data, bits, array.size, signed=True), array.ravel()):
+                raise InternalError(f"constant {name!r} does not fit into {bits} bits")
+        else:
+            data = little.tobytes()
+        entry = {"name": name, "dtype": array.dtype.name, "bits": bits, "shape": list(array.shape)}
+        index.append({**entry, "offset": offset, "bytes": len(data)})
+        parts.append(data)
+        offset += len(data)
+    return b"".join(parts), canonical_json(index)
+
+
+def _constants(graph: Graph) -> Iterator[tuple[str, Array]]:
+    """Constants of the graph, then of the tail, each sorted by name."""
+    tail: Mapping[str, Array] = graph.tail.consts if graph.tail is not None else {}
+    if both := set(graph.consts) & set(tail):
+        raise InternalError(f"the graph and its output function both have a constant {min(both)!r}")
+    yield from sorted(graph.consts.items())
+    yield from sorted(tail.items())
+
+
+def decode(data: bytes, index: str) -> dict[str, Array]:
+    """Constants by name, read-only.
+
+    Raises:
+        ArtifactError: the index does not fit the data.
+    """
+    try:
+        return {entry["name"]: _decode_one(data, entry) for entry in json.loads(index)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"parameters.json does not describe parameters.bin: {error}") from error
+
+
+def _decode_one(data: bytes, entry: Mapping[str, Any]) -> Array:
+    dtype, bits, shape = str(entry["dtype"]), int(entry["bits"]), tuple(int(d) for d in entry["shape"])
+    offset, size, count = int(entry["offset"]), int(entry["bytes"]), math.prod(shape)
+    if dtype not in _DTYPES or offset < 0 or size != packed_bytes(count, bits) or offset + size > len(data):
+        raise ValueError(f"constant {entry['name']!r} is out of place")
+    chunk = data[offset : offset + size]
+    if bits < 8:
+        array = unpack_bits(chunk, bits, count, signed=dtype == "int8").reshape(shape)
+    else:
+        array = (
+            np.frombuffer(chunk, np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+        )
+    array.flags.writeable = False
+    return array

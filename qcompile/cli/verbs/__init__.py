@@ -1,0 +1,1 @@
+"""The verbs, one per file; `qcompile.cli.app` registers them."""

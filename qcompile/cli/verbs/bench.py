@@ -1,0 +1,44 @@
+"""`qcompile bench ARTIFACT`: latency of one sample."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from qcompile.cli import options
+from qcompile.cli.display import milliseconds, rows
+from qcompile.cli.session import session
+
+
+def command(
+    artifact: options.ArtifactPath,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads the library may use.")] = 1,
+    runs: Annotated[
+        int, typer.Option("--runs", min=0, help="Timed calls; 0 takes as many as a stable median needs.")
+    ] = 0,
+    json: options.Json = False,
+    no_progress: options.NoProgress = False,
+    verbose: options.Verbose = 0,
+    quiet: options.Quiet = False,
+) -> None:
+    """Time single samples on this machine, from integer input to integer output."""
+    with session(verbose=verbose, quiet=quiet, progress=not no_progress, json=json) as ui:
+        from qcompile import api
+
+        ui.stages("measure", 0, 0)
+        found = api.bench(artifact, threads, runs)
+
+        def show(console: Console) -> None:
+            plural = "s" if found["threads"] != 1 else ""
+            rows(
+                console,
+                [
+                    ("median", milliseconds(found["median_ms"])),
+                    ("p90", milliseconds(found["p90_ms"])),
+                    ("conditions", f"{found['threads']} thread{plural}, {found['runs']} runs, batch 1"),
+                ],
+            )
+
+        ui.result(found, show)

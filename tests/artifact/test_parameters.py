@@ -1,0 +1,59 @@
+"""Constants packed at their real width and back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from qcompile.artifact import parameters
+from qcompile.errors import ArtifactError, InternalError
+from qcompile.ir import BATCH, INT, Array, Graph, GraphBuilder, Grid, TensorType
+
+
+def layer(w: Array, bits: int) -> Graph:
+    b = GraphBuilder("g", INT)
+    x = b.input("x", TensorType((BATCH, w.shape[1]), "u8"), Grid(1.0, 0, "u8"))
+    y = b.add("linear", [x], name="fc", consts={"w": w}, attrs={"weight_bits": bits})
+    b.output("y", y, Grid(1.0, 0, "i32"))
+    return b.build()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 11)])
+def test_weights_of_every_width(bits: int, shape: tuple[int, int]) -> None:
+    top = (1 << (bits - 1)) - 1
+    w = np.random.default_rng(bits).integers(-top, top + 1, shape).astype(np.int8)
+    w.flat[0] = -top
+    graph = layer(w, bits)
+    data, index = parameters.encode(graph)
+    assert len(data) == parameters.weight_bytes(graph) == -(-w.size * bits // 8)
+    back = parameters.decode(data, index)
+    np.testing.assert_array_equal(back["fc.w"], w)
+    assert back["fc.w"].dtype == np.int8
+    assert not back["fc.w"].flags.writeable
+
+
+def test_all_kinds_of_constants(graph: Graph) -> None:
+    back = parameters.decode(*parameters.encode(graph))
+    assert graph.tail is not None
+    for name, array in {**graph.consts, **graph.tail.consts}.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_a_weight_that_does_not_fit() -> None:
+    with pytest.raises(InternalError, match=r"constant 'fc.w' does not fit into 3 bits"):
+        parameters.encode(layer(np.array([[9]], np.int8), 3))
+
+
+@pytest.mark.parametrize(
+    "change", [{"offset": 10**9}, {"offset": -1}, {"bytes": 3}, {"shape": [10**6]}, {"dtype": "object"}, {"bits": "x"}]
+)
+def test_an_index_that_does_not_fit_the_data(graph: Graph, change: dict[str, object]) -> None:
+    data, index = parameters.encode(graph)
+    entries = json.loads(index)
+    entries[0] |= change
+    with pytest.raises(ArtifactError, match=r"parameters\.json does not describe parameters\.bin"):
+        parameters.decode(data, json.dumps(entries))

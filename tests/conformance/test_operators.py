@@ -1,0 +1,62 @@
+"""Every operator × shapes × bit widths × edge values, on every code-generating target: equal to the interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from op_cases import FAMILIES, Cases, samples
+
+import targets
+from passes.lower.plan_memory import plan_program
+from qcompile.semantics import interp
+from targets._tvm.cpu import CpuBackend
+from targets.x86_64.backend import X86Avx2, X86Vnni
+from targets.x86_64.target import X86_AVX2, X86_VNNI
+
+BACKENDS = {"x86-vnni": (X86Vnni, X86_VNNI), "x86-avx2": (X86Avx2, X86_AVX2)}
+
+
+def host_features() -> set[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def backend_of(name: str, channel_block: int) -> CpuBackend:
+    make, target = BACKENDS[name]
+    if missing := set(target.features) - host_features():
+        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+    return make(replace(target, channel_block=channel_block))
+
+
+@pytest.mark.parametrize("channel_block", [16, 1], ids=["padded", "tight"])
+@pytest.mark.parametrize("variant", ["preferred", "generic"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_equals_interpreter(name: str, family: str, variant: str, channel_block: int, tmp_path: Path) -> None:
+    backend = backend_of(name, channel_block)
+    cases = Cases()
+    FAMILIES[family](cases)
+    graph = cases.graph()
+    program = plan_program(graph, backend.target)
+    choice = {k.name: backend.variants(k, program) for k in program.kernels}
+    if variant == "generic" and all(len(v) == 1 for v in choice.values()):
+        pytest.skip("every kernel of this family has one implementation")
+    if family == "winograd":
+        assert any("winograd" in v for v in choice.values())
+    index = 0 if variant == "preferred" else -1
+    program = replace(program, kernels=tuple(replace(k, variant=choice[k.name][index]) for k in program.kernels))
+    backend.build(program, tmp_path)
+    inputs = samples(graph)
+    results = backend.load(tmp_path, graph).run([inputs[p.name] for p in graph.inputs])
+    expected = interp.run(graph, inputs)
+    wrong = [o.name for o, y in zip(graph.outputs, results, strict=True) if not np.array_equal(y, expected[o.name])]
+    assert wrong == []
+
+
+def test_catalogue_is_covered() -> None:
+    assert set(BACKENDS) <= set(targets.CATALOGUE)

@@ -1,0 +1,181 @@
+"""The simulator against hand-made rounding, select-plan, and how well predicted losses order plans."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from passes.analysis.calibrate_ranges import CalibrateRanges
+from passes.analysis.estimate_hessian_trace import EstimateHessianTrace
+from passes.analysis.measure_weight_error import MeasureWeightError
+from passes.analysis.predict_loss import PredictLoss
+from passes.plan.select_plan import SelectPlan
+from passes.plan.simulate import Simulator
+from passes.structure import Structure
+from qcompile.errors import DataError, PassContractError
+from qcompile.exec import float_exec
+from qcompile.ir import Array, Graph, GraphBuilder, TensorType
+from qcompile.pm.base import PassContext
+from qcompile.pm.facts import BITS, LOSS, RANGES, BitChoice, Range
+from qcompile.semantics.grids import activation_grid, fake_quantize, quantize_weights, weight_scales
+from qcompile.target.model import Target
+
+TARGET = Target("none", "", "")
+PACK = Path(__file__).resolve().parents[4] / "shared" / "data"
+RNG = np.random.default_rng(5)
+X = RNG.normal(size=(96, 6)).astype(np.float32)
+W = {n: RNG.normal(size=s).astype(np.float32) for n, s in {"l1": (8, 6), "l2": (8, 8), "l3": (5, 8)}.items()}
+B = RNG.normal(size=8).astype(np.float32)
+LAYERS = ("l1", "l2", "l3")
+
+
+def residual_net() -> Graph:
+    """x → l1 → relu (r1) → (l2 + r1) → relu (r2) → l3: r1 is read by a layer and an addition."""
+    b = GraphBuilder("net", "float")
+    x = b.input("x", TensorType((-1, 6), "f32"))
+    h = b.add("clip", [b.add("linear", [x], name="l1", consts={"w": W["l1"], "b": B})], name="r1", attrs={"lo": 0.0})
+    s = b.add("add", [b.add("linear", [h], name="l2", consts={"w": W["l2"]}), h], name="sum")
+    s = b.add("clip", [s], name="r2", attrs={"lo": 0.0})
+    b.output("y", b.add("linear", [s], name="l3", consts={"w": W["l3"]}))
+    return b.build()
+
+
+def plan(w: int, a: int, **changes: tuple[int, int]) -> dict[str, BitChoice]:
+    return {layer: BitChoice(*changes.get(layer, (w, a))) for layer in LAYERS}
+
+
+@pytest.fixture(scope="module")
+def ranges() -> dict[str, Range]:
+    ctx = PassContext(TARGET, calibration=lambda: iter([{"x": X}]))
+    return dict(CalibrateRanges().run(residual_net(), ctx).graph.notes[RANGES])
+
+
+def simulator(ranges: dict[str, Range], x: Array = X) -> Simulator:
+    return Simulator(residual_net(), ranges, [{"x": part} for part in np.array_split(x, 4)])
+
+
+def rounded(layer: str, bits: int) -> Array:
+    scales = weight_scales(W[layer], bits)
+    return np.asarray(quantize_weights(W[layer], bits, scales) * scales[:, None])
+
+
+def by_hand(ranges: dict[str, Range], bits: dict[str, BitChoice]) -> Array:
+    """The net with each rounding written out: r1 is stored at 8 bits, l2 reads a copy at its own."""
+
+    def on(group: str, width: int, x: Array) -> Array:
+        return fake_quantize(x, activation_grid(*ranges[group].clip[width], width)).astype(np.float64)
+
+    q = {layer: rounded(layer, bits[layer].w) for layer in LAYERS}
+    x = on("x", bits["l1"].a, X)
+    r1 = on("r1", 8, np.maximum(x @ q["l1"].T + B, 0))
+    read = r1 if bits["l2"].a == 8 else on("r1", bits["l2"].a, r1)
+    r2 = on("r2", bits["l3"].a, np.maximum(read @ q["l2"].T + r1, 0))
+    return np.asarray(r2 @ q["l3"].T)
+
+
+def softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return np.asarray(e / e.sum(axis=1, keepdims=True))
+
+
+class TestSimulator:
+    @pytest.mark.parametrize("bits", [plan(8, 8), plan(4, 4), plan(3, 8, l2=(6, 5)), plan(8, 4, l3=(2, 6))])
+    def test_rounds_what_integerize_rounds(self, ranges: dict[str, Range], bits: dict[str, BitChoice]) -> None:
+        found = simulator(ranges).outputs(bits)["y"]
+        expected = by_hand(ranges, bits)
+        # Single elements may fall to the other side of a rounding boundary in float32.
+        close = np.isclose(found, expected, rtol=1e-4, atol=1e-4).all(axis=1)
+        assert close.mean() > 0.95
+
+    def test_loss_is_the_divergence_of_the_softmax(self, ranges: dict[str, Range]) -> None:
+        bits, sim = plan(4, 5), simulator(ranges)
+        p = softmax(float_exec.run(residual_net(), {"x": X})["y"].astype(np.float64))
+        z = sim.outputs(bits)["y"]
+        q = softmax(z.astype(np.float64))
+        found = sim.measure(bits)
+        assert found.loss == pytest.approx((p * np.log(p / q)).sum(axis=1).mean(), rel=1e-4)
+        assert found.agreement == pytest.approx((z.argmax(1) == p.argmax(1)).mean())
+        assert found.loss == sim.loss(bits) > 0
+
+    def test_fewer_bits_lose_more(self, ranges: dict[str, Range]) -> None:
+        sim = simulator(ranges)
+        losses = [sim.loss(plan(b, max(b, 4))) for b in (8, 6, 4, 3, 2)]
+        assert losses == sorted(losses)
+        assert losses[0] < 1e-3 < losses[-1]
+
+    def test_needs_samples(self, ranges: dict[str, Range]) -> None:
+        with pytest.raises(DataError, match="no samples"):
+            Simulator(residual_net(), ranges, [])
+
+
+class TestSelectPlan:
+    def run(self, ranges: dict[str, Range], candidates: list[dict[str, BitChoice]]) -> tuple[dict[str, BitChoice], list[float], int]:
+        ctx = PassContext(TARGET, holdout=lambda: iter([{"x": X}]), data={"candidates": candidates})
+        graph = residual_net()
+        result = SelectPlan().run(graph.with_notes(graph.notes.with_table(RANGES, ranges)), ctx)
+        losses = [row["loss"] for row in result.report.facts["measured"]]
+        return dict(result.graph.notes[BITS]), losses, result.report.facts["chosen"]
+
+    def test_takes_the_smallest_measured_loss(self, ranges: dict[str, Range]) -> None:
+        candidates = [plan(2, 8), plan(6, 8), plan(4, 4)]
+        chosen, losses, index = self.run(ranges, candidates)
+        assert chosen == candidates[1]
+        assert index == 1
+        assert losses[1] == min(losses)
+        assert losses == [simulator(ranges).loss(c) for c in candidates] or losses == pytest.approx(
+            [simulator(ranges).loss(c) for c in candidates], rel=1e-6
+        )
+
+    def test_the_cheaper_of_equals(self, ranges: dict[str, Range]) -> None:
+        _, losses, index = self.run(ranges, [plan(2, 4), plan(8, 8), plan(8, 8)])
+        assert losses[1] == losses[2]
+        assert index == 1
+
+    def test_needs_whole_candidates(self, ranges: dict[str, Range]) -> None:
+        with pytest.raises(PassContractError, match="candidate plans"):
+            self.run(ranges, [])
+        with pytest.raises(PassContractError, match="l3"):
+            self.run(ranges, [{"l1": BitChoice(8, 8), "l2": BitChoice(8, 8)}])
+
+
+def spearman(a: list[float], b: list[float]) -> float:
+    ranks = [np.argsort(np.argsort(v)).astype(float) for v in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def random_plans(structure: Structure, count: int, seed: int) -> list[dict[str, BitChoice]]:
+    """Plans around different mean widths; tied layers share their activation bits."""
+    rng, plans = np.random.default_rng(seed), []
+    for _ in range(count):
+        w_bits, a_bits = [b for b in (3, 4, 5, 6, 8)], [4, 5, 6, 8]
+        w_share, a_share = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(4))
+        acts = {group: int(rng.choice(a_bits, p=a_share)) for group in structure.tied()}
+        plans.append({
+            layer: BitChoice(int(rng.choice(w_bits, p=w_share)), acts[structure.layer_group(layer)])
+            for layer in structure.layers
+        })  # fmt: skip
+    return plans
+
+
+@pytest.mark.skipif(not PACK.is_dir(), reason="the data pack is not beside the repository")
+def test_predicted_loss_orders_plans_of_resnet20(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qcompile.capture import capture
+
+    monkeypatch.syspath_prepend(str(PACK))
+    monkeypatch.delitem(sys.modules, "load", raising=False)
+    import load
+
+    graph = capture(PACK / "models" / "resnet20_cifar10.onnx")
+    x = load.arrays("resnet20_cifar10", "calib", 256, PACK)["input"]
+    ctx = PassContext(TARGET, calibration=lambda: ({"input": x[i : i + 32]} for i in range(0, 128, 32)))
+    for pass_ in (CalibrateRanges(), MeasureWeightError(), EstimateHessianTrace(samples=64), PredictLoss()):
+        graph = pass_.run(graph, ctx).graph
+    simulator = Simulator(graph, graph.notes[RANGES], [{"input": x[128:256]}])
+    plans = random_plans(simulator.structure, 30, seed=0)
+    table = graph.notes[LOSS]
+    predicted = [sum(table[layer].loss[b.w, b.a] for layer, b in bits.items()) for bits in plans]
+    measured = [simulator.loss(bits) for bits in plans]
+    assert spearman(predicted, measured) > 0.8
