@@ -146,7 +146,16 @@ def winograd_start(w: Array, *bias: Array, lanes: int) -> Array:
 
 
 RECIPES: Mapping[str, Callable[..., Array]] = {
-    function.__name__: function for function in (
-        plain, literal, vector, zeros, lane_table, depthwise, direct, winograd_weights, winograd_start,
+    function.__name__: function
+    for function in (
+        plain,
+        literal,
+        vector,
+        zeros,
+        lane_table,
+        depthwise,
+        direct,
+        winograd_weights,
+        winograd_start,
     )
 }

@@ -26,7 +26,11 @@ class X86Vnni(CpuBackend):
 
     def __init__(self, target: Target) -> None:
         options = {"mtriple": _TRIPLE, "mcpu": "cascadelake"}
-        super().__init__(target, options, [winograd_variant("winograd", Vnni()), direct_variant("vnni", Vnni()), generic_variant(Vnni())])
+        super().__init__(
+            target,
+            options,
+            [winograd_variant("winograd", Vnni()), direct_variant("vnni", Vnni()), generic_variant(Vnni())],
+        )
 
 
 class X86Avx2(CpuBackend):

@@ -49,7 +49,8 @@ def test_a_weight_that_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"offset": 10**9}, {"offset": -1}, {"bytes": 3}, {"shape": [10**6]}, {"dtype": "object"}, {"bits": "x"}]
+    "change",
+    [{"offset": 10**9}, {"offset": -1}, {"bytes": 3}, {"shape": [10**6]}, {"dtype": "object"}, {"bits": "x"}],
 )
 def test_an_index_that_does_not_fit_the_data(graph: Graph, change: dict[str, object]) -> None:
     data, index = parameters.encode(graph)

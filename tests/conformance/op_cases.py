@@ -54,7 +54,9 @@ class Cases:
     def bias(self, size: int) -> np.ndarray[Any, Any]:
         return self.rng.integers(-(1 << 12), 1 << 12, size).astype(np.int32)
 
-    def conv(self, x: str, out: int, kernel: tuple[int, int], *, bits: int = 8, groups: int = 1, **attrs: Any) -> str:
+    def conv(
+        self, x: str, out: int, kernel: tuple[int, int], *, bits: int = 8, groups: int = 1, **attrs: Any
+    ) -> str:
         channels = self.b.type_of(x).sample[0]
         w = self.weights(out, channels // groups, *kernel, bits=bits)
         return self.op("conv2d", x, consts={"w": w, "b": self.bias(out)}, groups=groups, **attrs)
@@ -79,7 +81,9 @@ class Cases:
         for other in terms[1:]:
             sample = np.broadcast_shapes(sample, self.b.type_of(other).sample)
         shape = {
-            "channel": (sample[0], *[1] * (len(sample) - 1)) if len(sample) == 3 else (*[1] * (len(sample) - 1), sample[-1]),
+            "channel": (sample[0], *[1] * (len(sample) - 1))
+            if len(sample) == 3
+            else (*[1] * (len(sample) - 1), sample[-1]),
             "tensor": (1,) * len(sample),
             "position": tuple(sample),
         }[per]
@@ -101,7 +105,14 @@ class Cases:
             if per == "channel":
                 consts["mneg"].reshape(-1)[0] *= -1
         return self.op(
-            "requant", *terms, consts=consts, zeros=zeros or (0,) * len(terms), zp=zp, lo=lo, hi=hi, dtype=dtype
+            "requant",
+            *terms,
+            consts=consts,
+            zeros=zeros or (0,) * len(terms),
+            zp=zp,
+            lo=lo,
+            hi=hi,
+            dtype=dtype,
         )
 
     def graph(self) -> Graph:
@@ -219,7 +230,9 @@ def pool_cases(c: Cases) -> None:
     ):
         x = c.image(channels, *size)
         c.show(c.op("max_pool", x, kernel=kernel, stride=stride, pad=pad))
-        c.show(c.requant(c.op("sum_pool", x, kernel=kernel, stride=stride, pad=pad, pad_value=6), reach=1 << 11))
+        c.show(
+            c.requant(c.op("sum_pool", x, kernel=kernel, stride=stride, pad=pad, pad_value=6), reach=1 << 11)
+        )
         c.show(c.op("sum_pool", x, kernel=kernel, stride=stride, pad=pad, pad_value=0))
     x = c.image(18, 9, 9)
     c.show(c.op("max_pool", x, kernel=(3, 3), stride=(1, 1), pad=(2, 2, 2, 2), dilation=(2, 2)))
@@ -232,7 +245,9 @@ def pool_cases(c: Cases) -> None:
             t = c.rng.integers(0, 256, 1 << bits).astype(np.uint8)
             c.show(c.op("table", x, consts={"t": t}, dtype="u8"))
     x = c.input(40)
-    c.show(c.op("table", x, consts={"t": c.rng.integers(-(1 << 20), 1 << 20, 256).astype(np.int32)}, dtype="i32"))
+    c.show(
+        c.op("table", x, consts={"t": c.rng.integers(-(1 << 20), 1 << 20, 256).astype(np.int32)}, dtype="i32")
+    )
 
 
 def movement_cases(c: Cases) -> None:
@@ -259,4 +274,10 @@ def movement_cases(c: Cases) -> None:
         c.show(c.op("reshape", c.op("pad", v, pads=(2, 2), value=0.0), shape=(BATCH, 4, 4)))
 
 
-FAMILIES = {"dense": dense_cases, "winograd": winograd_cases, "fused": fused_cases, "pool": pool_cases, "movement": movement_cases}
+FAMILIES = {
+    "dense": dense_cases,
+    "winograd": winograd_cases,
+    "fused": fused_cases,
+    "pool": pool_cases,
+    "movement": movement_cases,
+}

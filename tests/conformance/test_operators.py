@@ -49,12 +49,16 @@ def test_equals_interpreter(name: str, family: str, variant: str, channel_block:
     if family == "winograd":
         assert any("winograd" in v for v in choice.values())
     index = 0 if variant == "preferred" else -1
-    program = replace(program, kernels=tuple(replace(k, variant=choice[k.name][index]) for k in program.kernels))
+    program = replace(
+        program, kernels=tuple(replace(k, variant=choice[k.name][index]) for k in program.kernels)
+    )
     backend.build(program, tmp_path)
     inputs = samples(graph)
     results = backend.load(tmp_path, graph).run([inputs[p.name] for p in graph.inputs])
     expected = interp.run(graph, inputs)
-    wrong = [o.name for o, y in zip(graph.outputs, results, strict=True) if not np.array_equal(y, expected[o.name])]
+    wrong = [
+        o.name for o, y in zip(graph.outputs, results, strict=True) if not np.array_equal(y, expected[o.name])
+    ]
     assert wrong == []
 
 

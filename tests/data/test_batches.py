@@ -94,7 +94,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"x": images()},
         "d.npz: expected the arrays input, found x\n  hint: name each array as the model names its input",
     ),
-    ({"labels": np.arange(3)}, "d.npz: expected the arrays input, found none\n  hint: name each array as the model names its input"),
+    (
+        {"labels": np.arange(3)},
+        "d.npz: expected the arrays input, found none\n  hint: name each array as the model names its input",
+    ),
     (
         {"input": images(), "extra": np.ones(10)},
         "d.npz: expected the arrays input, found extra, input\n  hint: leave out arrays that are not inputs of the model",
@@ -172,7 +175,9 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
 
 def test_a_header_that_promises_more_than_the_file_holds(tmp_path: Path) -> None:
     body = io.BytesIO()
-    np.lib.format.write_array_header_1_0(body, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 3, 4, 5)})
+    np.lib.format.write_array_header_1_0(
+        body, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 3, 4, 5)}
+    )
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("input.npy", body.getvalue() + b"\0" * 100)
     with pytest.raises(DataError, match="not a readable"):
@@ -185,7 +190,7 @@ def test_fortran_order_is_refused(tmp_path: Path) -> None:
 
 
 def test_sources_that_give_nothing() -> None:
-    for source in ([], lambda: []):
+    for source in ([], list):
         with pytest.raises(DataError, match="gave no batches"):
             load_batches(source, IMAGE)
     with pytest.raises(DataError, match="cannot read data from int"):

@@ -129,9 +129,12 @@ class Winograd:
                 with b.loop(count) as i:
                     channel = b.let(i * lanes + done)
                     pixels = [
-                        [b.let(b.load(self.source.buffer, row + col + channel, lanes)) for col in cols] for row in rows
+                        [b.let(b.load(self.source.buffer, row + col + channel, lanes)) for col in cols]
+                        for row in rows
                     ]
-                    columns = [[b.let(v) for v in _differences([pixels[r][c] for r in range(4)])] for c in range(4)]
+                    columns = [
+                        [b.let(v) for v in _differences([pixels[r][c] for r in range(4)])] for c in range(4)
+                    ]
                     for r in range(4):
                         for c, value in enumerate(_differences([columns[k][r] for k in range(4)])):
                             signed = (r, c) != (1, 1)
@@ -157,7 +160,9 @@ class Winograd:
                 step = d * unroll + u
                 ws = []
                 for g in range(tile.blocks):
-                    loaded = b.load(self.weights, w0 + step * (self.lanes * STEP) + g * stride, self.lanes * STEP)
+                    loaded = b.load(
+                        self.weights, w0 + step * (self.lanes * STEP) + g * stride, self.lanes * STEP
+                    )
                     ws.append(tuple(b.let(v) for v in isa.prepare_w(b.let(reinterpret(wide, loaded)))))
                 for t in range(tile.cols):
                     four = reinterpret("int32", b.load(inputs, x0 + step * STEP + t * self.width, STEP))
@@ -169,7 +174,9 @@ class Winograd:
                 index = (position * tile.cols + t) * (tile.blocks * self.lanes) + g * self.lanes
                 b.store(products, index, b.load(acc, 0))
 
-    def _transform_outputs(self, tile: Tile, products: Expr, block: Expr, base: Expr, exact: int | None) -> None:
+    def _transform_outputs(
+        self, tile: Tile, products: Expr, block: Expr, base: Expr, exact: int | None
+    ) -> None:
         """Four requantized outputs of every tile and block."""
         b = self.b
         _, height, width = self.ctx.out_layout.shape
@@ -183,16 +190,27 @@ class Winograd:
                     index = (position * tile.cols + t) * (tile.blocks * self.lanes) + g * self.lanes
                     return b.let(b.load(products, index, self.lanes))
 
-                columns = [[b.let(v) for v in _sums([product(r * 4 + c) for r in range(4)])] for c in range(4)]
+                columns = [
+                    [b.let(v) for v in _sums([product(r * 4 + c) for r in range(4)])] for c in range(4)
+                ]
                 for r in range(2):
                     for c, acc in enumerate(_sums([columns[k][r] for k in range(4)])):
-                        inside = [row + r < height] * (r == 1 and height % 2) + [col + c < width] * (c == 1 and width % 2)
+                        inside = [row + r < height] * (r == 1 and height % 2) + [col + c < width] * (
+                            c == 1 and width % 2
+                        )
                         coords = (channel, row + r, col + c)
                         if inside:
                             with b.when(tir.all(*inside)):
-                                store(self.ctx, coords, self.epilogue.value(b.let(acc), coords, self.lanes), exact)
+                                store(
+                                    self.ctx,
+                                    coords,
+                                    self.epilogue.value(b.let(acc), coords, self.lanes),
+                                    exact,
+                                )
                         else:
-                            store(self.ctx, coords, self.epilogue.value(b.let(acc), coords, self.lanes), exact)
+                            store(
+                                self.ctx, coords, self.epilogue.value(b.let(acc), coords, self.lanes), exact
+                            )
 
 
 def emit(ctx: Context) -> Emitted:
