@@ -24,8 +24,11 @@ def capture(
     See `qcompile.capture.capture`.  The captured graph is compared with its source on sample input.
     """
     from qcompile.capture import capture as capture_model
+    from qcompile.capture.check import check_capture
 
-    return capture_model(model, example=example, shapes=shapes, name=name)
+    graph = capture_model(model, example=example, shapes=shapes, name=name)
+    check_capture(graph, model)
+    return graph
 
 
 def compile(

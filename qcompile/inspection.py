@@ -126,6 +126,9 @@ def list_targets() -> list[dict[str, Any]]:
 
 def list_ops() -> list[dict[str, Any]]:
     """The operators capture understands, by source."""
-    from qcompile.capture import supported_ops
+    from qcompile.capture import onnx, torch_walk
 
-    return [{"source": source, "operators": list(names)} for source, names in supported_ops().items()]
+    return [
+        {"source": "onnx", "operators": list(onnx.supported_ops())},
+        {"source": "torch", "operators": list(torch_walk.supported_ops())},
+    ]

@@ -174,9 +174,11 @@ class Job:
     def _inputs(self) -> tuple[Source, Batches, Batches, Dataset | None]:
         """The captured source, calibration data in two parts, and evaluation data."""
         from qcompile.capture import capture
+        from qcompile.capture.check import check_capture
 
         with self._stage("capture"):
             source = Source.of(self.model, capture(self.model, example=self.example, shapes=self.shapes))
+            check_capture(source.graph, self.model)
         with self._stage("data"):
             evaluation = None if self.eval_data is None else load_batches(self.eval_data, source.graph.inputs)
             if self.calib is not None:

@@ -160,7 +160,8 @@ class Emitter:
             if not 0 <= start < end <= x.shape[axis]:
                 raise Unsupported(f"the slice {start}:{end} of a dimension of {x.shape[axis]} is empty")
             shape[axis] = -(-(end - start) // step)
-            starts[axis], ends[axis], steps[axis] = start, end, step
+            # The end right behind the last element: one form for x[::2] and x[:31:2].
+            starts[axis], ends[axis], steps[axis] = start, start + (shape[axis] - 1) * step + 1, step
         changed = [axis for axis, size in enumerate(x.shape) if shape[axis] != size]
         if not changed:
             return x
@@ -233,7 +234,7 @@ class Emitter:
         shape = [size + b + a for size, b, a in zip(x.shape, before, after, strict=True)]
         name, shift = self.open_axes(x, touched)
         cut = slice(None) if shift else slice(1, None)
-        attrs: dict[str, AttrValue] = {"pads": (*before[cut], *after[cut]), "value": float(value)}
+        attrs: dict[str, AttrValue] = {"pads": (*before[cut], *after[cut]), "value": single(value)}
         return self.source(self.node("pad", [name], attrs=attrs), shape)
 
     def expand(self, x: Value, shape: Sequence[int]) -> Value:
@@ -253,6 +254,11 @@ class Emitter:
 
 def _repeat(have: int, want: int) -> tuple[int, ...]:
     return tuple(range(have)) if have == want else (0,) * want
+
+
+def single(value: float) -> float:
+    """A number as ONNX files hold it, in float32: torch's 1e-5 and ONNX's 9.9999997e-06 must be one number."""
+    return float(np.float32(value))
 
 
 def finite(array: Array) -> Array:

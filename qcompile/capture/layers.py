@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qcompile.capture.emit import Emitter, Unsupported, Value, layout, normal_axis
+from qcompile.capture.emit import Emitter, Unsupported, Value, layout, normal_axis, single
 from qcompile.exec import unary
 from qcompile.ir import Array
 from qcompile.ir.ops import AttrValue
@@ -62,7 +62,7 @@ def batch_norm(e: Emitter, x: Value, scale: Array, bias: Array, mean: Array, var
         raise Unsupported(f"parameters do not fit the channels of {x.shape}")
     if (np.asarray(var, dtype=np.float64) + eps <= 0).any():
         raise Unsupported("a variance is negative")
-    return Value(e.node("batch_norm", [e.batched(x)], consts, {"eps": float(eps)}), x.shape)
+    return Value(e.node("batch_norm", [e.batched(x)], consts, {"eps": single(eps)}), x.shape)
 
 
 def arithmetic(e: Emitter, op: str, a: Operand, b: Operand) -> Value:
@@ -135,7 +135,7 @@ def clip(e: Emitter, x: Value, low: float, high: float) -> Value:
         raise Unsupported(f"it clips to [{low}, {high}]")
     if low == -math.inf and high == math.inf:
         return x
-    return Value(e.node("clip", [x.name], attrs={"lo": float(low), "hi": float(high)}), x.shape)
+    return Value(e.node("clip", [x.name], attrs={"lo": single(low), "hi": single(high)}), x.shape)
 
 
 def prelu(e: Emitter, x: Value, slope: Array | float) -> Value:

@@ -51,7 +51,8 @@ def _is_nested(value: Any) -> bool:
 
 
 def _table(console: Console, items: Sequence[Mapping[str, Any]], title: str) -> None:
-    columns = list(dict.fromkeys(key for item in items for key in item))
+    keys = dict.fromkeys(key for item in items for key in item)
+    columns = [key for key in keys if any(cell(item.get(key)) for item in items)]
     if title:
         line(console, f"\n{title}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, highlight=False)

@@ -37,6 +37,7 @@ Shape = Annotated[
     ),
 ]
 
+_SHAPE = "input:1x3x224x224"
 _IMAGES = "Folders of images"
 ImagesMean = Annotated[
     str | None,
@@ -125,10 +126,10 @@ def shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
     """`input:1x3x224x224` … → shape by input name.  Raises UsageError."""
     found = {}
     for text in texts or ():
-        name, colon, size = text.rpartition(":")
-        if not colon or not name:
-            raise UsageError(f"cannot read --shape {text!r}", hint="such as input:1x3x224x224")
-        found[name] = _sizes(size, "--shape", "input:1x3x224x224")
+        name, _, size = text.rpartition(":")
+        if not name:
+            raise UsageError(f"cannot read --shape {text!r}", hint=f"such as {_SHAPE}")
+        found[name] = _sizes(size, f"the size in --shape {name}:", _SHAPE)
     return found or None
 
 
@@ -136,8 +137,8 @@ def pins(texts: list[str] | None) -> dict[str, str] | None:
     """`layer1.*=w8a8` … → bits by regular expression, in order.  Raises UsageError."""
     found = {}
     for text in texts or ():
-        pattern, equals, bits = text.rpartition("=")
-        if not equals or not pattern:
+        pattern, _, bits = text.rpartition("=")
+        if not pattern:
             raise UsageError(f"cannot read --pin {text!r}", hint="such as 'layer1.*=w8a8'")
         parse_bits(bits)
         found[pattern] = bits

@@ -21,6 +21,11 @@ class Measurement:
     threads: int
 
 
+def enough_runs(seconds: float) -> int:
+    """How many calls of about `seconds` make a steady median: one second's worth, 20 to 2000."""
+    return int(min(2000, max(20, 1.0 / max(seconds, 1e-9))))
+
+
 class Executable(Protocol):
     """A built program, loaded and ready to run."""
 
@@ -28,7 +33,7 @@ class Executable(Protocol):
         """Row-major integer arrays with a batch dimension, in the order of the graph's inputs and outputs."""
 
     def measure(self, threads: int, runs: int) -> Measurement:
-        """Time single-sample calls end to end, from integer input to integer output."""
+        """Time single-sample calls end to end, from integer input to integer output; runs=0 chooses how many."""
 
 
 class Backend(Protocol):

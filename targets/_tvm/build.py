@@ -27,7 +27,7 @@ _PASSES = (
 """Lowering of functions that are already scheduled: no schedulable blocks, no packed calling convention."""
 
 _EXPORTS = "{ global: qcompile_run; bench*; __TVMBackendParallelLaunch; local: *; };\n"
-"""What a library shows; everything unreachable from it, such as the compiler's support routines, is dropped."""
+"""What a library shows; what it does not reach, such as the compiler's support routines, is dropped."""
 
 COMPILER_KEYS = ("kind", "mtriple", "mcpu", "mattr")
 """The target options that TVM reads; the others are for the backend."""

@@ -1,7 +1,7 @@
 """A small statement builder over TIR: the only place that spells TVM's node constructors for kernels.
 
-A kernel becomes one C function `int name(T0* p0, T1* p1, ...)` that returns 0; pointers never alias.  Nothing in it
-is packed, so a caller pays for a plain function call.
+A kernel becomes one C function `int name(T0* p0, T1* p1, ...)` that returns 0; pointers never alias.
+Nothing in it is packed, so a caller pays for a plain function call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What every kernel generator works on: one kernel of a program, its layouts and constants, and the parameters it asks for."""
+"""What every kernel generator works on: one kernel of a program, its layouts and constants, and the
+parameters it asks for."""
 
 from __future__ import annotations
 

@@ -87,8 +87,11 @@ class CpuBackend:
         return LibraryExecutable(directory, graph)
 
     def float_operations(self, directory: Path, program: Program | None = None) -> list[str]:
-        """With a program: its functions are compiled again, their listings searched, and the library that they link
-        to must be the one in `directory`, byte for byte.  Without: the library is disassembled."""
+        """As the interface defines.
+
+        With a program its functions are compiled again and their listings searched, and the library they link
+        to must be the one in `directory`, byte for byte.  Without one the library is disassembled.
+        """
         if program is None:
             return float_scan.library_float_operations(directory / LIBRARY, self.architecture)
         with TemporaryDirectory() as folder:

@@ -1,7 +1,8 @@
-"""Search for floating-point arithmetic: in TIR before code generation, and in the assembly of the finished kernels.
+"""Search for floating-point arithmetic: in TIR before code generation, and in the assembly of the finished
+kernels.
 
-Moves, shuffles and bitwise logic of vector registers carry `ps` or `pd` in their names on x86 but compute nothing in
-floating point; they are not counted.
+Moves, shuffles and bitwise logic of vector registers carry `ps` or `pd` in their names on x86 but compute
+nothing in floating point; they are not counted.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 from qcompile.errors import TargetError
 
 _X86 = re.compile(
-    r"v?(add|sub|mul|div|min|max|sqrt|rcp|rcp14|rsqrt|rsqrt14|round|rndscale|scalef|getexp|getmant|fixupimm|range|"
-    r"reduce|hadd|hsub|addsub|dp|cmp\w*|comi|ucomi)(ps|pd|ss|sd|ph|sh|bf16)"
+    r"v?(add|sub|mul|div|min|max|sqrt|rcp|rcp14|rsqrt|rsqrt14|round|rndscale|scalef|getexp|getmant|fixupimm|"
+    r"range|reduce|hadd|hsub|addsub|dp|cmp\w*|comi|ucomi)(ps|pd|ss|sd|ph|sh|bf16)"
     r"|vf(n?m)(add|sub)\w*"
     r"|vdpbf16ps|vf?c?madd\w*ph"
     r"|v?cvt\w+"
@@ -36,7 +37,7 @@ def tir_float_operations(func: Any) -> list[str]:
 
 
 def assembly_float_operations(function: str, assembly: str, architecture: str) -> list[str]:
-    """Floating-point instructions in an assembly listing, as "function: mnemonic", sorted and without repetition."""
+    """Floating-point instructions in an assembly listing, as "function: mnemonic", sorted, each once."""
     found = {match[1] for line in assembly.splitlines() if (match := _LINE.match(line))}
     return [f"{function}: {m}" for m in sorted(found) if _PATTERNS[architecture].fullmatch(m)]
 

@@ -1,9 +1,11 @@
-"""A program as one native library: one C function per distinct kernel, and an entry function that calls them in order.
+"""A program as one native library: one C function per distinct kernel, and an entry function that calls
+them in order.
 
     int qcompile_run(params, arena, inputs..., outputs...)
 
-Every parameter is a pointer; `params` is the packed blob, `arena` the working memory.  Nothing else is needed: no
-allocation, no packed call.  Loops worth sharing go through the pointer `__TVMBackendParallelLaunch`.
+Every parameter is a pointer; `params` is the packed blob, `arena` the working memory.  Nothing else is
+needed: no allocation, no packed call.  Loops worth sharing go through the pointer
+`__TVMBackendParallelLaunch`.
 """
 
 from __future__ import annotations
@@ -88,11 +90,7 @@ def assemble(program: Program, emitted: Sequence[Emitted]) -> Assembled:
     params, arena = b.pointer("params", "uint8"), b.pointer("arena", "uint8")
     inputs = [b.pointer(f"input{i}", "uint8") for i in range(len(program.graph.inputs))]
     outputs = [b.pointer(f"output{i}", "uint8") for i in range(len(program.graph.outputs))]
-    places = {
-        "arena": lambda n: (arena, n),
-        "input": lambda n: (inputs[n], 0),
-        "output": lambda n: (outputs[n], 0),
-    }
+    callers = {"input": inputs, "output": outputs}
 
     def address(argument: Argument) -> Any:
         match argument:
@@ -100,7 +98,8 @@ def assemble(program: Program, emitted: Sequence[Emitted]) -> Assembled:
                 where = (params, blob.add(argument))
             case Value(name):
                 buffer = program.buffers[name]
-                where = places[buffer.place](buffer.offset)
+                inside = buffer.place == "arena"
+                where = (arena, buffer.offset) if inside else (callers[buffer.place][buffer.offset], 0)
             case Scratch():
                 where = (arena, scratch_offset)
         return tir.address_of(b.load(*where))
@@ -130,7 +129,7 @@ def write_library(assembled: Assembled, options: Mapping[str, str], directory: P
 
 @dataclass(frozen=True)
 class Bench:
-    """Kernels compiled to be timed alone: `bench<i>(repeats, arguments...)` calls kernel i again and again."""
+    """Kernels to be timed alone: `bench<i>(repeats, arguments...)` calls kernel i again and again."""
 
     library: Path
     symbols: tuple[str, ...]
@@ -154,7 +153,8 @@ def build_bench(emitted: Sequence[Emitted], options: Mapping[str, str], director
 
 
 def value_bytes(kernel: Kernel, program: Program, argument: Argument) -> Array:
-    """Memory for one argument of a kernel that runs alone: packed parameters, or zeros of the buffer's size."""
+    """Memory for one argument of a kernel that runs alone: packed parameters, or zeros of the buffer's
+    size."""
     match argument:
         case Constant(_, array):
             return np.frombuffer(array.tobytes() + bytes(SLACK), dtype=np.uint8).copy()

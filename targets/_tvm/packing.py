@@ -1,7 +1,7 @@
 """How kernels want their constants: recipes from a graph's arrays to packed parameters.  NumPy only.
 
-A built library records a recipe for each pointer it reads, not the packed bytes: the artifact stores every constant
-once, and loading packs it again.
+A built library records a recipe for each pointer it reads, not the packed bytes: the artifact stores every
+constant once, and loading packs it again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def zeros(size: int) -> Array:
 
 
 def lane_table(array: Array, rank: int, channels_last: bool, lanes: int) -> Array:
-    """A constant that broadcasts to one sample: int32, channels-last for images, the lane axis in whole vectors."""
+    """A constant that broadcasts to one sample: int32, channels-last for images, whole vectors of lanes."""
     array = array.astype(np.int32).reshape((1,) * (rank - array.ndim) + array.shape)
     if channels_last:
         array = array.transpose(1, 2, 0)
@@ -75,7 +75,7 @@ def depthwise(w: Array, lanes: int) -> Array:
 
 def input_width(w: Array, groups: int, lanes: int) -> int:
     """Consecutive input channels that a block of `lanes` output channels reads."""
-    per_group, inputs = w.shape[0] // groups, w.shape[1]
+    per_group, inputs = int(w.shape[0]) // groups, int(w.shape[1])
     if groups == 1 or per_group % lanes == 0:
         return inputs
     return inputs * min(lanes // per_group, groups)
@@ -94,8 +94,8 @@ def first_channel(block: Any, outputs: int, inputs: int, groups: int, lanes: int
 def direct(w: Array, groups: int, lanes: int, merged: bool) -> Array:
     """int8[O, I/g, KH, KW] → int8[blocks, KH, runs, steps, lanes, 4], zeros wherever nothing is read.
 
-    A block reads the input channels of all groups its outputs belong to.  With `merged`, the taps of a kernel row
-    are one run of bytes; otherwise every tap is a run.
+    A block reads the input channels of all groups its outputs belong to.  With `merged`, the taps of a
+    kernel row are one run of bytes; otherwise every tap is a run.
     """
     if w.ndim == 2:
         w = w.reshape(*w.shape, 1, 1)
@@ -125,7 +125,7 @@ _NON_NEGATIVE = 5
 def winograd_transform(w: Array) -> Array:
     """int8[O, I, 3, 3] → int32[16, O, I]: (2G)·g·(2G)ᵀ."""
     u = np.einsum("ai,ocij,bj->aboc", WINOGRAD_G, w.astype(np.int32), WINOGRAD_G)
-    return u.reshape(16, *w.shape[:2])
+    return np.asarray(u.reshape(16, *w.shape[:2]))
 
 
 def winograd_weights(w: Array, lanes: int, width: int) -> Array:

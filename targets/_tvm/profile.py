@@ -24,9 +24,11 @@ def measure_kernels(
 ) -> list[Measurement]:
     """Time each kernel on `threads` threads.
 
-    A batch repeats the kernel inside native code for about 1.5 ms, so the clock and the call cost nothing; the
-    result is the median of 11 batches.
+    A batch repeats the kernel inside native code for about 1.5 ms, so the clock and the call cost nothing;
+    the result is the median of 11 batches.
     """
+    if not works:
+        return []
     set_threads(threads)
     found = []
     with TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import tvm
 
 from qcompile.ir import Array, Graph, storage
-from qcompile.target.backend import Measurement
+from qcompile.target.backend import Measurement, enough_runs
 from targets._tvm.packing import Recipe
 
 ENTRY = "qcompile_run"
@@ -26,7 +27,11 @@ _TVM_POOL_MODE_ANY = 1
 
 
 def set_threads(threads: int) -> None:
-    """Size of TVM's thread pool, which parallel loops run on."""
+    """How many threads of TVM's pool parallel loops use.
+
+    The pool is created on first use, with at most TVM_NUM_THREADS threads and by default half of the CPUs.
+    """
+    os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, os.cpu_count() or 1)))
     tvm.get_global_func("runtime.config_threadpool")(_TVM_POOL_MODE_ANY, threads)
 
 
@@ -104,7 +109,11 @@ class LibraryExecutable:
         results = [np.zeros(shape, dtype=dtype) for shape, dtype in self._outputs]
         arguments = [pointer(a) for a in (self._params, self._arena, *sample, *results)]
         call, clock = self._entry, time.perf_counter_ns
-        for _ in range(max(3, runs // 10)):
+        start = clock()
+        for _ in range(3):
+            call(*arguments)
+        runs = runs or enough_runs((clock() - start) * 1e-9 / 3)
+        for _ in range(runs // 10):
             call(*arguments)
         times = np.empty(runs)
         for i in range(runs):

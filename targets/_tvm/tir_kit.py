@@ -1,9 +1,9 @@
 """The arithmetic kit of TIR: `qcompile.semantics.scalar` over it is a kernel expression, scalar or vector.
 
-A 64-bit vector is held as its even and odd lanes (two vectors of half as many int64), because every vector unit
-multiplies the even 32-bit lanes into 64 bits in one instruction.  Widening is lazy: a widened 32-bit value remembers
-where it came from.  A shift right by at least 32 (`wide_shift`) only needs the high halves, which merge back into one
-32-bit vector before the shift: the same value at half the work.
+A 64-bit vector is held as its even and odd lanes (two vectors of half as many int64), because every vector
+unit multiplies the even 32-bit lanes into 64 bits in one instruction.  Widening is lazy: a widened 32-bit
+value remembers where it came from.  A shift right by at least 32 (`wide_shift`) only needs the high halves,
+which merge back into one 32-bit vector before the shift: the same value at half the work.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ WIDE_SHIFT = 33
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """An int32 operand far enough from ±2^31 that a constant up to 2^30 may be added: a shift count, scaled uint8."""
+    """An int32 operand far enough from ±2^31 that a constant up to 2^30 may be added: a shift count, scaled
+    uint8."""
 
     expr: Expr
 
 
 @dataclass(frozen=True, slots=True)
 class Narrow:
-    """64-bit values known to fit int32: `expr` is `lanes` int32.  `small`: far enough from 2^31 to add a zero point."""
+    """64-bit values known to fit int32: `expr` is `lanes` int32.  `small`: far enough from 2^31 to add a
+    zero point."""
 
     expr: Expr
     small: bool = False
@@ -39,7 +41,8 @@ class Narrow:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`lanes` 64-bit values as int64 vectors of the even and of the odd lanes, plus `high`·2^32 (int32 lanes)."""
+    """`lanes` 64-bit values as int64 vectors of the even and of the odd lanes, plus `high`·2^32 (int32
+    lanes)."""
 
     even: Expr
     odd: Expr
@@ -58,7 +61,7 @@ class TirKit:
 
     Args:
         lanes: vector width of the values; scalars and Python integers are broadcast.
-        wide_shift: every shift count given to `shr` is at least WIDE_SHIFT (the caller checked its constants).
+        wide_shift: every shift count given to `shr` is at least WIDE_SHIFT (the caller checked them).
     """
 
     def __init__(self, lanes: int = 1, wide_shift: bool = False) -> None:
@@ -133,7 +136,8 @@ class TirKit:
             [2 * (i // 2) + 1 + (self.lanes if i % 2 else 0) for i in range(self.lanes)],
         )
         rest = const(s - _HALF, whole) if isinstance(s, int) else s.expr - const(_HALF, whole)
-        # Products stay within 2^62 and the rounding constant within 2^61, so their upper halves add without wrapping.
+        # Products stay within 2^62 and the rounding constant within 2^61, so their upper halves add without
+        # wrapping.
         high = high if x.high is None else high + x.high
         return Narrow(tir.shift_right(high, rest), small=True)
 

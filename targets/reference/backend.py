@@ -32,7 +32,7 @@ class InterpreterExecutable:
             raise DeviceError("the reference interpreter has no threads of its own", hint="use --threads 1")
         zeros = [np.zeros((1, *p.type.sample), storage(p.type.dtype)) for p in self._graph.inputs]
         seconds = []
-        for _ in range(max(1, runs)):
+        for _ in range(runs or 3):
             start = time.perf_counter()
             self.run(zeros)
             seconds.append(time.perf_counter() - start)

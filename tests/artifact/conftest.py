@@ -74,8 +74,8 @@ def write(graph: Graph, record: Record) -> Write:
     def run(directory: Path, **changes: Any) -> Manifest:
         golden = np.random.default_rng(1).integers(0, 256, (4, 3, 4, 4)).astype(np.uint8)
         given: dict[str, Any] = {
-            "graph": graph, "record": record, "plan": {"bits": {"conv": (4, 8)}}, "golden_inputs": {"input": golden},
-            "build": build,
+            "graph": graph, "record": record, "plan": {"bits": {"conv": (4, 8)}},
+            "golden_inputs": {"input": golden}, "build": build,
         }  # fmt: skip
         return write_artifact(directory, **(given | changes))
 

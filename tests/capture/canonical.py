@@ -9,12 +9,12 @@ from qcompile.ir import Graph
 from qcompile.pm.base import PassContext
 from qcompile.pm.manager import PassManager
 from qcompile.pm.registry import find_pass
-from targets.reference.target import TARGET
+from targets.reference.target import REFERENCE
 
 
 def canonical(graph: Graph) -> Graph:
     """The graph behind the default canonical passes, every promise checked."""
-    return PassManager([find_pass(name)() for name in pipelines.CANONICALIZE]).run(graph, PassContext(TARGET)).graph
+    return PassManager([find_pass(name)() for name in pipelines.CANONICALIZE]).run(graph, PassContext(REFERENCE)).graph
 
 
 def content(graph: Graph | None) -> list[Any]:

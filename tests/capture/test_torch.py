@@ -155,7 +155,7 @@ FUNCTIONS: dict[str, Any] = {
     "slices": lambda x: x[:, 1:3, ::2, -4:],
     "one channel": lambda x: x[:, 2].unsqueeze(1),
     "ellipsis": lambda x: x[..., 1:],
-    "chunks": lambda x: torch.cat([b * 2 + a for a, b in zip(x.chunk(2, 1), x.chunk(2, 1)[::-1], strict=True)], 1),
+    "chunks": lambda x: torch.cat([x.chunk(2, 1)[1] * 2, x.chunk(2, 1)[0]], 1),
     "split": lambda x: torch.cat(x.split([1, 3], dim=1)[::-1], dim=1),
     "permute": lambda x: x.permute(0, 2, 3, 1).transpose(1, 2),
     "view": lambda x: x.view(x.size(0), 2, -1).mean(dim=(2,)),

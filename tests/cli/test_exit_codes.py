@@ -124,7 +124,10 @@ def test_files_that_are_not_there(qcompile: Run) -> None:
     ("flags", "message"),
     [
         (["--shape", "1x3x2x2"], "error: cannot read --shape '1x3x2x2'\n  hint: such as input:1x3x224x224\n"),
-        (["--shape", "x:1x-3"], "error: cannot read --shape 'x:1x-3'\n  hint: such as input:1x3x224x224\n"),
+        (
+            ["--shape", "x:1x-3"],
+            "error: cannot read the size in --shape x: '1x-3'\n  hint: such as input:1x3x224x224\n",
+        ),
         (["--pin", "conv1"], "error: cannot read --pin 'conv1'\n  hint: such as 'layer1.*=w8a8'\n"),
         (["--bits", "4;8"], "error: cannot read --bits '4;8'\n  hint: numbers of bits, such as 4,8\n"),
         (

@@ -1,4 +1,5 @@
-"""Small integer graphs, one per operator, shape and bit width, gathered into one graph so that it is compiled once."""
+"""Small integer graphs, one per operator, shape and bit width, gathered into one graph so that it is
+compiled once."""
 
 from __future__ import annotations
 

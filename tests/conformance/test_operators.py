@@ -1,4 +1,5 @@
-"""Every operator × shapes × bit widths × edge values, on every code-generating target: equal to the interpreter."""
+"""Every operator × shapes × bit widths × edge values, on every code-generating target: equal to the
+interpreter."""
 
 from __future__ import annotations
 

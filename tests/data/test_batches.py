@@ -100,7 +100,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"input": images(), "extra": np.ones(10)},
-        "d.npz: expected the arrays input, found extra, input\n  hint: leave out arrays that are not inputs of the model",
+        "d.npz: expected the arrays input, found extra, input\n"
+        "  hint: leave out arrays that are not inputs of the model",
     ),
     (
         {"input": images(), "y": np.arange(10)},

@@ -31,14 +31,18 @@ def command(
         found = api.bench(artifact, threads, runs)
 
         def show(console: Console) -> None:
-            plural = "s" if found["threads"] != 1 else ""
+            conditions = [_count(found["threads"], "thread"), _count(found["runs"], "run"), "batch 1"]
             rows(
                 console,
                 [
                     ("median", milliseconds(found["median_ms"])),
                     ("p90", milliseconds(found["p90_ms"])),
-                    ("conditions", f"{found['threads']} thread{plural}, {found['runs']} runs, batch 1"),
+                    ("conditions", ", ".join(conditions)),
                 ],
             )
 
         ui.result(found, show)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

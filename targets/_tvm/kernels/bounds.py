@@ -1,4 +1,4 @@
-"""How large an anchor's int32 can get, from the real weights: what makes cheaper arithmetic provably exact."""
+"""How large an anchor's int32 can get, from the real weights: this proves cheaper arithmetic exact."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Register-tiled direct convolution on channels-last uint8 activations, requantized in registers.
 
-An accumulator holds `lanes` output channels of one pixel.  A step broadcasts 4 input bytes to all lanes and adds their
-dot product with 4 weights per lane; weights are packed int8[O/lanes][steps][lanes][4].  Borders are never tested: the
-input's halo holds the zero point.
+An accumulator holds `lanes` output channels of one pixel.  A step broadcasts 4 input bytes to all lanes and
+adds their dot product with 4 weights per lane; weights are packed int8[O/lanes][steps][lanes][4].  Borders
+are never tested: the input's halo holds the zero point.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from targets._tvm.packing import STEP, first_channel, input_width
 
 
 def shared_blocks(w: Array, groups: int, lanes: int) -> int:
-    """Consecutive blocks of `lanes` output channels that read the same input channels; 0 where they do not nest."""
-    per_group = w.shape[0] // groups
+    """Consecutive blocks of `lanes` outputs that read the same input channels; 0 if they do not nest."""
+    per_group = int(w.shape[0]) // groups
     if groups == 1:
         return -(-per_group // lanes)
     if per_group % lanes == 0:
@@ -106,7 +106,7 @@ class DirectConv:
         self.stride, self.dilation = self.geometry.stride, self.geometry.dilation
         self.out_channels, _, self.kh, kw = w.shape
         self.blocks = -(-self.out_channels // self.lanes)
-        # Taps of a row that are neighbours in memory form one run of bytes; else every tap is a run of its own.
+        # Taps of a row that are neighbours in memory form one run of bytes; else every tap is a run.
         merged = self.dilation[1] == 1 and self.groups == 1 and self.pixel == w.shape[1]
         self.runs = 1 if merged else kw
         self.run_bytes = kw * w.shape[1] if merged else input_width(w, self.groups, self.lanes)

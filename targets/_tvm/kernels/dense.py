@@ -1,4 +1,5 @@
-"""Convolution and linear layers as plain loops: any layout, groups, borders.  Correct for everything, tuned for nothing."""
+"""Convolution and linear layers as plain loops: any layout, groups, borders.  Correct for everything, tuned
+for nothing."""
 
 from __future__ import annotations
 

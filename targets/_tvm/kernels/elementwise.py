@@ -21,8 +21,8 @@ def multiply(ctx: Context, node: Node) -> At:
 
     def at(coords: Sequence[Expr], lanes: int) -> Expr:
         kit = TirKit(lanes)
-        operands = [load_at(ctx, v, coords, lanes) for v in (x, y)]
-        return kit.result(scalar.multiply(kit, *operands, node.attrs.ints("zeros")), "int32")
+        a, b = (load_at(ctx, v, coords, lanes) for v in (x, y))
+        return kit.result(scalar.multiply(kit, a, b, node.attrs.ints("zeros")), "int32")
 
     return at
 

@@ -38,7 +38,8 @@ class Scale:
 
 
 def choose_scale(ctx: Context, node: Node, anchor: str | None, anchor_bits: int = 0) -> Scale | None:
-    """The scaling with wide shifts if one is provably free of overflow, else the smallest one; None if there is none.
+    """The scaling with wide shifts if one is provably free of overflow, else the smallest one; None if
+    there is none.
 
     `anchor_bits`: the accumulator comes multiplied by 2^anchor_bits already.
     """
@@ -141,7 +142,8 @@ class Epilogue:
         return tuple(v for v in (self._node.inputs if self._node else ()) if v != self._anchor)
 
     def value(self, acc: Expr | None, coords: Sequence[Expr], lanes: int) -> Expr:
-        """The element(s) to store, in the storage dtype; `acc` is int32, None where the kernel has no anchor."""
+        """The element(s) to store, in the storage dtype; `acc` is int32, None where the kernel has no
+        anchor."""
         if self._node is None:
             return cast(vec(self._dtype, lanes), acc)
         attrs, b = self._node.attrs, self._ctx.b

@@ -1,4 +1,4 @@
-"""The loop nest of kernels that compute each output element on its own: vectors along the lane axis, exact tails."""
+"""The loop nest of kernels that compute every output element on its own: vectors of lanes, exact tails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from targets._tvm.context import Context
 from targets._tvm.kernels.epilogue import store
 
 At = Callable[[Sequence[Expr], int], Expr]
-"""(output coordinates, lanes) → the elements to store from there along the lane axis, in the storage dtype."""
+"""(output coordinates, lanes) → the elements to store from there along the lane axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Region:
 
     Attributes:
         origin, extent: the box in logical coordinates.
-        lanes: widest vector `at` may be asked for; 1 where its operands are not consecutive along the lane axis.
+        lanes: widest vector `at` may be asked for; 1 where its operands are not consecutive in lanes.
         operations: multiply-adds of the whole box, which decide whether threads are worth their launch.
     """
 
@@ -44,20 +44,22 @@ def same_lanes(a: Layout, b: Layout) -> bool:
 
 
 def emit_region(ctx: Context, region: Region) -> None:
-    """Loops over a box, outermost dimension first in memory order; the lane axis is innermost but for the pixels.
+    """Loops over a box, in memory order.
 
-    Channels-last boxes loop rows, channel blocks, pixels: what depends on the channel alone is loaded once a row.
+    Vectors of a channels-last box loop rows, channel blocks, pixels: what depends on the channel alone is
+    loaded once a row.
     """
-    b, layout = ctx.b, ctx.out_layout
+    layout = ctx.out_layout
     rank = len(region.extent)
     if rank == 0:
         store(ctx, [], region.at([], 1))
         return
     axis = lane_axis(layout)
     size, lanes = region.extent[axis], region.lanes
-    # Tails of channels-last vectors may read and compute surplus lanes (they stay inside the arena) but store exactly.
+    # Tails of channels-last vectors may read and compute surplus lanes (they stay inside the arena) but
+    # store exactly.
     blocks = -(-size // lanes) if layout.channels_last else size // lanes
-    parts = []
+    parts: list[tuple[int, int, int, int | None]] = []
     if blocks and lanes > 1:
         full = size // lanes
         if full:
@@ -91,7 +93,7 @@ def _emit_part(
 
 
 def fill_box(ctx: Context, origin: tuple[int, int, int], extent: tuple[int, int, int], value: int) -> None:
-    """Store a constant in a box of a channels-last output given in physical (row, column, channel) coordinates."""
+    """Store a constant in a box of a channels-last output, in physical (row, column, channel) coordinates."""
     b, layout = ctx.b, ctx.out_layout
     rows, cols, channels = extent
     if rows <= 0 or cols <= 0 or channels <= 0:
@@ -117,19 +119,14 @@ def fill_box(ctx: Context, origin: tuple[int, int, int], extent: tuple[int, int,
 
 
 def fill_halo(ctx: Context) -> None:
-    """Fill the frame around a channels-last output with its constant, so that its readers need no border tests."""
+    """Fill the frame around a channels-last output, so that its readers need no border tests."""
     layout = ctx.out_layout
     if not layout.channels_last or not any(layout.halo):
         return
     top, left, bottom, right = layout.halo
     _, height, width = layout.shape
     pixel, cols, rows = layout.pixel, layout.cols, layout.rows
-    if left or right:
-        # The right frame of a row and the left frame of the next one are neighbours in memory: fill both at once.
-        fill_box(ctx, (0, 0, 0), (top, cols, pixel), layout.fill)
-        fill_box(ctx, (top, 0, 0), (height, left, pixel), layout.fill)
-        fill_box(ctx, (top, left + width, 0), (height, right, pixel), layout.fill)
-        fill_box(ctx, (rows - bottom, 0, 0), (bottom, cols, pixel), layout.fill)
-    else:
-        fill_box(ctx, (0, 0, 0), (top, cols, pixel), layout.fill)
-        fill_box(ctx, (rows - bottom, 0, 0), (bottom, cols, pixel), layout.fill)
+    fill_box(ctx, (0, 0, 0), (top, cols, pixel), layout.fill)
+    fill_box(ctx, (top, 0, 0), (height, left, pixel), layout.fill)
+    fill_box(ctx, (top, left + width, 0), (height, right, pixel), layout.fill)
+    fill_box(ctx, (rows - bottom, 0, 0), (bottom, cols, pixel), layout.fill)

@@ -1,4 +1,4 @@
-"""Register tiles of the direct convolution: how many pixels times channel blocks one micro-kernel computes."""
+"""Register tiles of convolutions: how many pixels times channel blocks one micro-kernel computes."""
 
 from __future__ import annotations
 

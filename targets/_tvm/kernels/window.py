@@ -77,7 +77,7 @@ def sum_pool(ctx: Context, node: Node) -> Callable[[Sequence[Expr], int], Expr]:
 def max_pool(ctx: Context, node: Node) -> Callable[[Sequence[Expr], int], Expr]:
     """Maxima over windows in the storage dtype; padding counts as the smallest value."""
     dtype = storage(node.type.dtype)
-    lowest = 0 if dtype.kind == "u" else int(np.iinfo(dtype).min)
+    lowest = 0 if dtype.kind == "u" else int(np.iinfo(np.int32).min)
     window = Window(ctx, node, node.attrs.ints("kernel"), lowest)
 
     def at(coords: Sequence[Expr], lanes: int) -> Expr:

@@ -1,9 +1,10 @@
 """Exact integer Winograd F(2×2, 3×3): 2.25 times fewer multiply-adds, the same bits.
 
-Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", with 2·G for G, so that every number is an
-integer and the result is exactly 4 times the convolution; the requant divides by 4 as well.  With inputs in [0, q] the
-transformed inputs lie in [0, 4q] at position (1, 1) and in [−2q, 2q] elsewhere: q ≤ 63 fits uint8, after adding 128
-to the latter.  The transformed weights must fit int8, which is checked on the weights themselves.
+Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", with 2·G for G, so that every
+number is an integer and the result is exactly 4 times the convolution; the requant divides by 4 as well.
+With inputs in [0, q] the transformed inputs lie in [0, 4q] at position (1, 1) and in [−2q, 2q] elsewhere: q
+≤ 63 fits uint8, after adding 128 to the latter.  The transformed weights must fit int8, which is checked on
+the weights themselves.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def _sums(m: list[Expr]) -> list[Expr]:
 
 
 class Winograd:
-    """The generator: chunks of tiles; each is transformed, multiplied position by position, and transformed back."""
+    """The generator: chunks of tiles; each is transformed, multiplied position by position, and transformed
+    back."""
 
     def __init__(self, ctx: Context) -> None:
         node = ctx.anchor
