@@ -23,7 +23,7 @@ METHODS = ("mse", "minmax", "percentile")
 
 @dataclass(frozen=True)
 class CalibrateRanges(Pass):
-    """Run the calibration samples through the network and choose a clipping range per grid group and bit width.
+    """Run the calibration samples and choose a clipping range per grid group and bit width.
 
     The samples are streamed: each group keeps one histogram of fixed size, whatever their number.
 
@@ -43,11 +43,13 @@ class CalibrateRanges(Pass):
 
     method: str = "mse"
     percentile: float = 99.99
-    mse_bits: int = 7
+    mse_bits: int = 8
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         if self.method not in METHODS:
-            raise UsageError(f"unknown calibration method {self.method!r}", hint=f"one of {', '.join(METHODS)}")
+            raise UsageError(
+                f"unknown calibration method {self.method!r}", hint=f"one of {', '.join(METHODS)}"
+            )
         if not 50 < self.percentile <= 100:
             raise UsageError(f"percentile must lie between 50 and 100, not {self.percentile}")
         if ctx.calibration is None:
@@ -89,7 +91,8 @@ def observe(
         group = observed.get(value)
         if group is not None and not histograms[group].add(x):
             raise DataError(
-                f"{value!r} becomes infinite or NaN on the calibration data", hint="check the inputs' preprocessing"
+                f"{value!r} becomes infinite or NaN on the calibration data",
+                hint="check the inputs' preprocessing",
             )
         return x
 
@@ -115,7 +118,9 @@ def check_inputs(graph: Graph, batch: Mapping[str, Array], seen: int = 0) -> dic
             raise DataError(f"the data has no array {port.name!r}", hint=f"it holds {', '.join(batch)}")
         array = batch[port.name]
         if array.shape[1:] != port.type.sample:
-            raise DataError(f"input {port.name!r} has shape {array.shape[1:]} per sample, not {port.type.sample}")
+            raise DataError(
+                f"input {port.name!r} has shape {array.shape[1:]} per sample, not {port.type.sample}"
+            )
         if not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0]) + seen
             raise DataError(f"input {port.name!r} holds NaN or infinity in sample {bad}")

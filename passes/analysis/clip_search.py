@@ -18,7 +18,7 @@ _ROUNDS = 2
 
 
 class ClipError:
-    """Expected squared error of clipping and rounding what a histogram holds, elements uniform inside a bin."""
+    """Expected squared error of clipping and rounding a histogram's elements, uniform inside a bin."""
 
     def __init__(self, hist: Histogram) -> None:
         self.edges, counts = hist.occupied()
@@ -36,8 +36,8 @@ class ClipError:
 def _integral(x: Float, step: float, low: float, high: float) -> Float:
     """∫₀ˣ (t − Q(t))² dt for rounding to multiples of `step` inside [low, high] and clipping outside.
 
-    A full cell of the grid contributes step³/12, the distance r·step from the nearest point r³·step³/3, and what
-    lies beyond an end the third of its cube.
+    A full cell of the grid contributes step³/12, the distance r·step from the nearest point r³·step³/3, and
+    what lies beyond an end the third of its cube.
     """
     inside = np.clip(x, low, high)
     cell = np.rint(inside / step)
@@ -47,7 +47,7 @@ def _integral(x: Float, step: float, low: float, high: float) -> Float:
 
 
 def least_squares_clip(error: ClipError, lo: float, hi: float, bits: int) -> tuple[float, float]:
-    """The clipping range inside [lo, hi] with the smallest expected error: each end in turn, coarse then fine.
+    """The range inside [lo, hi] with the smallest expected error: each end in turn, coarse then fine.
 
     Ends at 0 stay there, so one-sided ranges stay one-sided (lo ≤ 0 ≤ hi).
     """
@@ -58,9 +58,8 @@ def least_squares_clip(error: ClipError, lo: float, hi: float, bits: int) -> tup
         for end in (0, 1):
             if (lo, hi)[end] == 0:
                 continue
-            for steps in (_COARSE, None):
-                centre = best[end]
-                factors = _COARSE if steps is not None else centre + _FINE
+            for fine in (False, True):
+                factors = best[end] + _FINE if fine else _COARSE
                 for factor in factors[(factors > 0) & (factors <= 1)]:
                     trial = (best[0], float(factor)) if end else (float(factor), best[1])
                     found = error(lo * trial[0], hi * trial[1], bits)

@@ -27,15 +27,15 @@ _LEAST_PROBES = 3
 class EstimateHessianTrace(Pass):
     """Hutchinson estimates of the average Hessian trace, for all layers and all layer inputs at once.
 
-    By default the loss is the divergence from the float network's own outputs, so no labels are needed: its gradient
-    vanishes at the trained weights and its Hessian there is the Gauss-Newton matrix JᵀSJ, S the Hessian of the loss
-    in the outputs.  With S = RRᵀ and random signs s, E‖JᵀRs‖² = Tr(JᵀSJ): one backward pass per probe, unbiased and
-    never negative.  HAWQ-V2 (section 3) and PyHessian use products with the Hessian of the cross-entropy instead,
-    which `method=hvp` offers.
+    By default the loss is the divergence from the float network's own outputs, so no labels are needed: its
+    gradient vanishes at the trained weights and its Hessian there is the Gauss-Newton matrix JᵀSJ, S the
+    Hessian of the loss in the outputs.  With S = RRᵀ and random signs s, E‖JᵀRs‖² = Tr(JᵀSJ): one backward
+    pass per probe, unbiased and never negative.  HAWQ-V2 (section 3) and PyHessian use products with the
+    Hessian of the cross-entropy instead, which `method=hvp` offers.
 
-    A probe is one pass over the samples.  Estimation stops when the standard error over probes is below `tolerance`
-    times the mean for every layer and input (the change of the running mean, which other implementations test,
-    shrinks like 1/k whatever the error), or after `probes`.
+    A probe is one pass over the samples.  Estimation stops when the standard error over probes is below
+    `tolerance` times the mean for every layer and input (the change of the running mean, which other
+    implementations test, shrinks like 1/k whatever the error), or after `probes`.
 
     Attributes:
         method: "gauss-newton" or "hvp".
@@ -52,9 +52,9 @@ class EstimateHessianTrace(Pass):
     needs = ("calibration",)
 
     method: str = GAUSS_NEWTON
-    probes: int = 16
+    probes: int = 8
     samples: int = 64
-    tolerance: float = 0.1
+    tolerance: float = 0.2
     use_labels: str = "auto"
     batch: int = 8
 
@@ -86,7 +86,12 @@ class EstimateHessianTrace(Pass):
         activation_traces = {g: _trace(blocks.groups[g], sizes[g], count) for g in sizes}
         notes = graph.notes.with_table(WEIGHT_TRACE, weight_traces)
         notes = notes.with_table(ACTIVATION_TRACE, activation_traces)
-        facts = {"probes": done + 1, "samples": count, "worst_relative_error": blocks.worst(), "method": self.method}
+        facts = {
+            "probes": done + 1,
+            "samples": count,
+            "worst_relative_error": blocks.worst(),
+            "method": self.method,
+        }
         return PassResult(graph.with_notes(notes), Report(facts=facts))
 
     def _labelled(self, ctx: PassContext) -> bool:

@@ -1,4 +1,4 @@
-"""A histogram of fixed size that re-bins itself as the data widens: no sample is kept, no second pass is needed."""
+"""A histogram of fixed size that re-bins itself as the data widens: no sample is kept."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def _fits(lo: float, hi: float, exponent: int) -> bool:
 class Histogram:
     """Counts over bins [i·2^k, (i+1)·2^k), i = start … start + BINS − 1.
 
-    k is the smallest exponent whose bins span all data seen so far, so the result depends neither on the order of
-    the batches nor on how samples are split into them.  Exact zeros (half of what a ReLU yields) are counted apart:
-    they are represented without error on every grid.
+    k is the smallest exponent whose bins span all data seen so far, so the result depends neither on the
+    order of the batches nor on how samples are split into them.  Exact zeros (half of what a ReLU yields) are
+    counted apart: they are represented without error on every grid.
 
     Attributes:
         lo, hi: smallest and largest value seen.
@@ -88,8 +88,8 @@ class Histogram:
         if not len(used):
             return np.zeros(1), np.zeros(0)
         first, last = int(used[0]), int(used[-1]) + 1
-        edges = np.arange(self.start + first, self.start + last + 1) * math.ldexp(1.0, self.exponent)
-        return edges, self.counts[first:last].astype(np.float64)
+        edges = (self.start + np.arange(first, last + 1)) * math.ldexp(1.0, self.exponent)
+        return edges.astype(np.float64), self.counts[first:last].astype(np.float64)
 
     def percentile(self, share: float) -> float:
         """The value below which `share` percent of the elements lie, linear inside a bin."""

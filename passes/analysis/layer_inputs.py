@@ -1,8 +1,8 @@
 """A view of the float graph in which what a layer reads has a name of its own.
 
-A value that layers and others read (a block's output, which the next convolution and the addition behind it take)
-reaches its layers through an added reshape to its own shape.  So the analyses and the simulation can treat the copy
-at few bits apart from the 8-bit value, as `integerize` does.
+A value that layers and others read (a block's output, which the next convolution and the addition behind it
+take) reaches its layers through an added reshape to its own shape.  So the analyses and the simulation can
+treat the copy at few bits apart from the 8-bit value, as `integerize` does.
 """
 
 from __future__ import annotations

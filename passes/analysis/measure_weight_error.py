@@ -15,7 +15,7 @@ from qcompile.semantics.grids import quantize_weights, weight_scales
 
 @dataclass(frozen=True)
 class MeasureWeightError(Pass):
-    """Note ‖Q_b(W) − W‖² of every layer for every weight width of the target (the second factor of HAWQ-V2's Ω)."""
+    """Note ‖Q_b(W) − W‖² of each layer for each weight width of the target: a factor of HAWQ-V2's Ω."""
 
     name: ClassVar[str] = "measure-weight-error"
     levels: ClassVar[Levels] = ON_FLOAT
@@ -35,5 +35,5 @@ class MeasureWeightError(Pass):
 def squared_error(w: Array, bits: int) -> float:
     """‖Q(W) − W‖² with the scales `integerize` uses; float64."""
     scales = weight_scales(w, bits)
-    rounded = quantize_weights(w, bits, scales) * scales.reshape(-1, *[1] * (w.ndim - 1))
+    rounded = quantize_weights(w, bits, scales).astype(np.float64) * scales.reshape(-1, *[1] * (w.ndim - 1))
     return float(np.square(rounded - w.astype(np.float64)).sum())

@@ -29,8 +29,9 @@ class PredictLoss(Pass):
     loss(w, a) = ½ · mean trace of the weights · ‖Q_w(W) − W‖²                  (HAWQ-V2, equation of Ω)
                + ½ · mean trace of the input · elements · mean squared error at a bits
 
-    The second term belongs to a grid group; its layers are tied and share it equally, so that the sum over layers
-    counts it once.  Fewer bits never predict less: noise in clipping searches is levelled by a running maximum.
+    The second term belongs to a grid group; its layers are tied and share it equally, so that the sum over
+    layers counts it once.  Fewer bits never predict less: noise in clipping searches is levelled by a running
+    maximum.
     """
 
     name: ClassVar[str] = "predict-loss"
@@ -43,10 +44,14 @@ class PredictLoss(Pass):
         for group, layers in Structure(graph).tied().items():
             share = activation_loss(notes[ACTIVATION_TRACE][group], notes[RANGES][group], ctx.target.act_bits)
             for layer in layers:
-                own = weight_loss(notes[WEIGHT_TRACE][layer], notes[WEIGHT_ERROR][layer], ctx.target.weight_bits)
+                own = weight_loss(
+                    notes[WEIGHT_TRACE][layer], notes[WEIGHT_ERROR][layer], ctx.target.weight_bits
+                )
                 loss = {(w, a): own[w] + share[a] / len(layers) for w in own for a in share}
                 table[layer] = LossTable(loss)
-        return PassResult(graph.with_notes(notes.with_table(LOSS, table)), Report(facts={"layers": len(table)}))
+        return PassResult(
+            graph.with_notes(notes.with_table(LOSS, table)), Report(facts={"layers": len(table)})
+        )
 
 
 def weight_loss(trace: Trace, error: WeightError, widths: Iterable[int]) -> dict[int, float]:

@@ -20,9 +20,9 @@ Plan = Mapping[str, BitChoice]
 class SelectPlan(Pass):
     """Measure each candidate plan on held-out samples and note the one with the smallest loss.
 
-    A predicted loss orders most plans rightly, but it has no last word: the solver's plan, its runner-ups and the
-    uniform plans that keep the budgets (`ctx.data["candidates"]`, cheapest first) are run with fake quantisation on
-    samples no analysis has seen.  Of equal losses the first, so the cheaper, wins.
+    A predicted loss orders most plans rightly, but it has no last word: the solver's plan, its runner-ups and
+    the uniform plans that keep the budgets (`ctx.data["candidates"]`, cheapest first) are run with fake
+    quantisation on samples no analysis has seen.  Of equal losses the first, so the cheaper, wins.
     """
 
     name: ClassVar[str] = "select-plan"
@@ -39,7 +39,9 @@ class SelectPlan(Pass):
         for plan in candidates:
             if set(plan) != layers:
                 odd = sorted(set(plan) ^ layers)
-                raise PassContractError(f"a candidate plan does not cover exactly the layers: {', '.join(odd)}")
+                raise PassContractError(
+                    f"a candidate plan does not cover exactly the layers: {', '.join(odd)}"
+                )
         simulator = Simulator(graph, graph.notes[RANGES], ctx.holdout())
         measured = []
         for done, plan in enumerate(candidates):
@@ -48,7 +50,9 @@ class SelectPlan(Pass):
         chosen = min(range(len(measured)), key=lambda i: measured[i].loss)  # min keeps the first of equals
         table = [{"loss": found.loss, "agreement": found.agreement} for found in measured]
         report = Report(
-            done=(f"candidate {chosen} of {len(candidates)}: loss {measured[chosen].loss:.3g} on held-out samples",),
+            done=(
+                f"candidate {chosen} of {len(candidates)} loses {measured[chosen].loss:.3g} on held-out data",
+            ),
             facts={"chosen": chosen, "measured": table},
         )
         return PassResult(graph.with_notes(graph.notes.with_table(BITS, candidates[chosen])), report)

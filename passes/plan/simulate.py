@@ -35,11 +35,11 @@ class Measurement:
 
 
 class Simulator:
-    """Runs plans in float32 with every rounding of `integerize` except those of the requantizations' multipliers.
+    """Runs plans in float32 with every rounding of `integerize` except that of multipliers and biases.
 
-    A grid group is rounded at the bits of the layers that read it; at 8 bits where others read it too (its layers
-    then read a copy at their bits) or no layer does; groups that only show outputs are not rounded.  Weights are
-    rounded, biases are not.  The float outputs are computed once.
+    A grid group is rounded at the bits of the layers that read it; at 8 bits where others read it too (its
+    layers then read a copy at their bits) or no layer does; groups that only show outputs are not rounded.
+    Weights are rounded, biases are not.  The float outputs are computed once.
 
     Args:
         graph: canonical float graph.
@@ -50,7 +50,9 @@ class Simulator:
         DataError: there are no samples, or they do not fit the inputs.
     """
 
-    def __init__(self, graph: Graph, ranges: Mapping[str, Range], batches: Iterable[Mapping[str, Array]]) -> None:
+    def __init__(
+        self, graph: Graph, ranges: Mapping[str, Range], batches: Iterable[Mapping[str, Array]]
+    ) -> None:
         self.graph, self.ranges = graph, ranges
         self.structure = Structure(graph)
         view = separate_layer_inputs(graph, self.structure)
@@ -131,6 +133,8 @@ class Simulator:
         if (layer, bits) not in self.weights:
             w = self.graph.const(self.graph.by_name[layer], "w")
             scales = weight_scales(w, bits)
-            rounded = quantize_weights(w, bits, scales) * scales.reshape(-1, *[1] * (w.ndim - 1))
+            rounded = quantize_weights(w, bits, scales).astype(np.float64) * scales.reshape(
+                -1, *[1] * (w.ndim - 1)
+            )
             self.weights[layer, bits] = to_tensor(rounded.astype(np.float32))
         return self.weights[layer, bits]

@@ -257,7 +257,7 @@ def _repeat(have: int, want: int) -> tuple[int, ...]:
 
 
 def single(value: float) -> float:
-    """A number as ONNX files hold it, in float32: torch's 1e-5 and ONNX's 9.9999997e-06 must be one number."""
+    """A number as ONNX files hold it, in float32: torch's 1e-5 and ONNX's 9.9999997e-06 become one."""
     return float(np.float32(value))
 
 

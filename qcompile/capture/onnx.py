@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -323,15 +322,3 @@ def scope_path(name: str) -> str:
         else:
             parts.append(segment)
     return ".".join(parts) or segments[-1]
-
-
-@dataclass(frozen=True)
-class OpTable:
-    """What `qcompile ops` prints."""
-
-    opsets: tuple[int, int]
-    operators: tuple[str, ...]
-
-
-def op_table() -> OpTable:
-    return OpTable(OPSETS, supported_ops())

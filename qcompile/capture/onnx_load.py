@@ -82,8 +82,13 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
             yield current
         for field, value in current.ListFields():
             if field.type == field.TYPE_STRING:
-                if any(not isinstance(text, str) for text in ([value] if isinstance(value, str | bytes) else value)):
-                    raise CaptureError(f"the model is damaged: a text in its field {field.name!r} is not UTF-8")
+                if any(
+                    not isinstance(text, str)
+                    for text in ([value] if isinstance(value, str | bytes) else value)
+                ):
+                    raise CaptureError(
+                        f"the model is damaged: a text in its field {field.name!r} is not UTF-8"
+                    )
             elif field.message_type is not None:
                 pending.extend([value] if isinstance(value, Message) else value)
 

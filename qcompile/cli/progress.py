@@ -6,10 +6,18 @@ import time
 from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 PATIENCE = 2.0
 """Seconds after which something that is running is shown."""
+
+
+class _Count(MofNCompleteColumn):
+    """`3/10`, and nothing where nobody knows how much there is to do."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
 
 
 class _Patient(Progress):
@@ -41,7 +49,7 @@ class Stages:
             columns = (
                 TextColumn("{task.description:<12}"),
                 BarColumn(24),
-                MofNCompleteColumn(),
+                _Count(),
                 TimeElapsedColumn(),
             )
             self._bars = _Patient(*columns, console=console, transient=True)

@@ -61,24 +61,34 @@ def evaluate(node: Node, inputs: Sequence[Array], consts: Consts) -> Array:
 
 
 def _conv2d(node: Node, inputs: Sequence[Floats], consts: Consts) -> Floats:
-    x, w, groups = inputs[0], consts["w"], node.attrs.int("groups")
-    per_group, taps = w.shape[0] // groups, (int(w.shape[2]), int(w.shape[3]))
-    shape = (groups, per_group, -1)
+    x, w = inputs[0], consts["w"]
+    depthwise = w.shape[1] == 1 and len(w) == x.shape[1] == node.attrs.int("groups")
+    out = _depthwise(node, x, w) if depthwise else _dense(node, x, w)
+    return out + consts["b"][None, :, None, None] if "b" in consts else out
+
+
+def _depthwise(node: Node, x: Floats, w: Floats) -> Floats:
+    """One channel each: a sum over the taps."""
+    view = windows(x, w.shape[2:], node.attrs, 0.0)
+    out: Floats = np.zeros(view.shape[:4], dtype=np.float32)
+    for i, j in np.ndindex(*w.shape[2:]):
+        out += view[..., i, j] * w[None, :, 0, i, j, None, None]
+    return out
+
+
+def _dense(node: Node, x: Floats, w: Floats) -> Floats:
+    """A matrix product for each sample and group, a few samples at a time."""
+    groups, taps = node.attrs.int("groups"), (int(w.shape[2]), int(w.shape[3]))
+    matrix = w.reshape(1, groups, len(w) // groups, -1)
     _, channels, oh, ow = node.type.shape
     step = max(1, _WINDOW_BYTES // (4 * oh * ow * x.shape[1] * taps[0] * taps[1]))
     parts = []
     for start in range(0, len(x), step):
         view = windows(x[start : start + step], taps, node.attrs, 0.0)
-        n = len(view)
-        # (n, groups, ci·kh·kw, oh·ow): one matrix product for each sample and group.
-        columns = (
-            view.reshape(n, groups, -1, oh, ow, *taps)
-            .transpose(0, 1, 2, 5, 6, 3, 4)
-            .reshape(n, groups, -1, oh * ow)
-        )
-        parts.append(np.matmul(w.reshape(shape)[None], columns).reshape(n, channels, oh, ow))
-    out = np.concatenate(parts)
-    return out + consts["b"][None, :, None, None] if "b" in consts else out
+        split = view.reshape(len(view), groups, -1, oh, ow, *taps)
+        columns = split.transpose(0, 1, 2, 5, 6, 3, 4).reshape(len(view), groups, -1, oh * ow)
+        parts.append(np.matmul(matrix, columns).reshape(len(view), channels, oh, ow))
+    return np.concatenate(parts)
 
 
 def _linear(node: Node, inputs: Sequence[Floats], consts: Consts) -> Floats:

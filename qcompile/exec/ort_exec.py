@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import onnx
 import onnxruntime
 
 from qcompile.errors import CaptureError
 from qcompile.ir import Array
+
+
+class Serializable(Protocol):
+    """An onnx.ModelProto, as far as it is needed here."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802  (protobuf's name)
+        """The bytes of the file."""
 
 
 class OrtModel:
@@ -26,17 +33,19 @@ class OrtModel:
 
     def __init__(
         self,
-        model: onnx.ModelProto | bytes | str | os.PathLike[str],
+        model: Serializable | bytes | str | os.PathLike[str],
         *,
         optimize: bool = True,
         threads: int = 1,
     ) -> None:
-        if isinstance(model, onnx.ModelProto):
-            data = model.SerializeToString()
-        elif isinstance(model, bytes):
+        if isinstance(model, bytes):
             data = model
         else:
-            data = Path(model).read_bytes()
+            data = (
+                Path(model).read_bytes()
+                if isinstance(model, str | os.PathLike)
+                else model.SerializeToString()
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

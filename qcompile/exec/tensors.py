@@ -14,7 +14,16 @@ from torch import Tensor
 
 from qcompile.ir import Array, Grid, int_range
 
-__all__ = ["Tensor", "count_zeros", "extremes", "fake_quantize", "histogram", "inference", "to_numpy", "to_tensor"]
+__all__ = [
+    "Tensor",
+    "count_zeros",
+    "extremes",
+    "fake_quantize",
+    "histogram",
+    "inference",
+    "to_numpy",
+    "to_tensor",
+]
 
 _CHUNK = 1 << 20
 """Elements binned at a time: the temporaries stay in the cache."""
@@ -34,18 +43,18 @@ def count_zeros(x: Tensor) -> int:
 def histogram(x: Tensor, width: float, start: int, bins: int) -> NDArray[np.int64]:
     """Counts of floor(x / width) − start in 0 … bins − 1, int64 (bins,).
 
-    Every element must fall into a bin.  `width` is a power of two, so that the division is exact and the counts do
-    not depend on how elements are grouped (torch.histc rounds at the edges).
+    Every element must fall into a bin.  `width` is a power of two, so that the division is exact and the
+    counts do not depend on how elements are grouped (torch.histc rounds at the edges).
     """
     counts = torch.zeros(bins, dtype=torch.int64)
-    for part in x.detach().reshape(-1).split(_CHUNK):
+    for part in torch.split(x.detach().reshape(-1), _CHUNK):
         bin_of = part.mul(1 / width).floor_().sub_(start).to(torch.int32)
         counts += torch.bincount(bin_of, minlength=bins)
     return np.asarray(counts.numpy())
 
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
-    """The real value each element is represented by on an unsigned grid: scale · (clip(round(x/s) + z) − z)."""
+    """The real value each element is represented by on a grid: scale · (clip(round(x/scale) + z) − z)."""
     lo, hi = int_range(grid.dtype)
     return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero, lo, hi)
 

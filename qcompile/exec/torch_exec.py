@@ -96,7 +96,7 @@ def _last_uses(graph: Graph) -> dict[str, list[str]]:
 
 def _padded(x: Tensor, node: Node, fill: float) -> tuple[Tensor, tuple[int, int]]:
     """The input with asymmetric padding applied, and the symmetric padding left for the operator."""
-    top, left, bottom, right = node.attrs.ints("pad")
+    top, left, bottom, right = (int(p) for p in node.attrs.ints("pad"))
     if top == bottom and left == right:
         return x, (top, left)
     return F.pad(x, (left, right, top, bottom), value=fill), (0, 0)

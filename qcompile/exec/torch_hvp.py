@@ -1,7 +1,8 @@
 """Probes of the loss's Hessian with respect to all weights and all layer inputs at once.
 
-Both kinds of probe yield, for each block of variables, a number whose expectation is the trace of its diagonal block
-summed over samples; the blocks off the diagonal vanish in expectation (Hutchinson 1990, as in HAWQ-V2, section 3).
+Both kinds of probe yield, for each block of variables, a number whose expectation is the trace of its
+diagonal block summed over samples; the blocks off the diagonal vanish in expectation (Hutchinson 1990, as in
+HAWQ-V2, section 3).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qcompile.exec.tensors import to_tensor
 from qcompile.exec.torch_exec import TorchGraph
 from qcompile.exec.torch_loss import CLASSES, PROBABILITIES, OutputLoss
 from qcompile.ir import Array
@@ -46,19 +48,22 @@ class HessianProbe:
         seed: int,
     ) -> None:
         self.runner, self.losses = runner, losses
-        self.weights = {name: torch.tensor(np.asarray(w)).requires_grad_() for name, w in weights.items()}
+        self.weights = {name: to_tensor(w).requires_grad_() for name, w in weights.items()}
         self.values = frozenset(values)
         self.generator = torch.Generator().manual_seed(seed)
 
     def gauss_newton(self, x: Mapping[str, Array]) -> BlockSums:
         """One backward pass: ‖Jᵀv‖² with v of covariance ∂²loss/∂outputs², so E‖Jᵀv‖² = Tr(Jᵀ ∂²loss J).
 
-        This is the trace of the Gauss-Newton matrix, which equals the Hessian at the float network (the loss's
-        gradient is 0 there) and the Fisher matrix of a softmax.  It is never negative and costs a third of a
-        Hessian-vector product.  Samples draw independent v, so their gradients' cross terms vanish as well.
+        This is the trace of the Gauss-Newton matrix, which equals the Hessian at the float network (the
+        loss's gradient is 0 there) and the Fisher matrix of a softmax.  It is never negative and costs a
+        third of a Hessian-vector product.  Samples draw independent v, so their gradients' cross terms vanish
+        as well.
         """
         z, taps = self._run(x)
-        roots = [loss.hessian_root(z[name].detach(), self._signs(z[name])) for name, loss in self.losses.items()]
+        roots = [
+            loss.hessian_root(z[name].detach(), self._signs(z[name])) for name, loss in self.losses.items()
+        ]
         scores = [loss.scores(z[name]) for name, loss in self.losses.items()]
         blocks = [*self.weights.values(), *taps.values()]
         grads = torch.autograd.grad(scores, blocks, roots, materialize_grads=True)

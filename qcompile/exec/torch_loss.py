@@ -1,8 +1,8 @@
-"""How far a network's outputs are from the float network's: the loss that sensitivities and plans are measured by.
+"""How far outputs are from the float network's: the loss that sensitivities and plans are measured by.
 
-It needs no labels.  Where an output holds class scores it is the Kullback-Leibler divergence of the softmax, else
-half the mean squared error in units of the output's variance.  Both have their minimum, 0, at the float network, so
-their gradient vanishes there and their Hessian is positive semi-definite.
+It needs no labels.  Where an output holds class scores it is the Kullback-Leibler divergence of the softmax,
+else half the mean squared error in units of the output's variance.  Both have their minimum, 0, at the float
+network, so their gradient vanishes there and their Hessian is positive semi-definite.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class OutputLoss:
         """The weighted loss of each sample, shape (n,), ≥ 0."""
         if self.kind == VALUES:
             error = (z - reference).square().flatten(1).mean(dim=1)
-            return self.weight * 0.5 / self.variance * error
+            return torch.mul(error, self.weight * 0.5 / self.variance)
         log_p = F.log_softmax(self.scores(reference), dim=1)
         log_q = F.log_softmax(self.scores(z), dim=1)
-        return self.weight * (log_p.exp() * (log_p - log_q)).sum(dim=1)
+        return torch.mul((log_p.exp() * (log_p - log_q)).sum(dim=1), self.weight)
 
     def cross_entropy(self, z: Tensor, labels: Tensor) -> Tensor:
         """The weighted cross-entropy of each sample with integer labels (n,); only for class outputs."""
@@ -53,9 +53,9 @@ class OutputLoss:
     def hessian_root(self, z: Tensor, signs: Tensor) -> Tensor:
         """A vector v (z's shape) with E[v vᵀ] = ∂²loss/∂scores² per sample, from independent signs ±1.
 
-        For class scores the Hessian is diag(p) − p pᵀ, and v = (diag(√p) − p √pᵀ) s has exactly this covariance.
-        Labels sampled from p have it too, but where the network is sure of its answer they are all alike and the
-        estimate hangs on rare draws; the signs spread it evenly.
+        For class scores the Hessian is diag(p) − p pᵀ, and v = (diag(√p) − p √pᵀ) s has exactly this
+        covariance.  Labels sampled from p have it too, but where the network is sure of its answer they are
+        all alike and the estimate hangs on rare draws; the signs spread it evenly.
         """
         if self.kind == VALUES:
             return signs * (self.weight / (self.variance * (z.numel() / len(z)))) ** 0.5
@@ -70,7 +70,7 @@ class OutputLoss:
 
 
 def output_losses(graph: Graph) -> dict[str, OutputLoss]:
-    """The loss of each output by name: class scores are a vector per sample that does not have an input's shape.
+    """The loss of each output by name: a vector per sample holds class scores unless it has an input's shape.
 
     An output shaped like an input is a reconstruction (an autoencoder's), not a score per class.
     """
@@ -115,7 +115,9 @@ def with_variances(
     return {name: replace(loss, variance=spreads[name].variance) for name, loss in losses.items()}
 
 
-def total_loss(losses: Mapping[str, OutputLoss], z: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
+def total_loss(
+    losses: Mapping[str, OutputLoss], z: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+) -> Tensor:
     """The loss of each sample summed over outputs, float64, shape (n,)."""
     parts = [loss(z[name].double(), reference[name].double()) for name, loss in losses.items()]
     return torch.stack(parts).sum(dim=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_a_flipped_byte_is_found(tmp_path: Path, write: Write, name: str) -> Non
     path = tmp_path / "m.qc" / name
     original = path.read_bytes()
     positions = (
-        range(len(original)) if name == "manifest.json" else [0, len(original) // 2, len(original) - 1]
+        range(0, len(original), 5) if name == "manifest.json" else [0, len(original) // 2, len(original) - 1]
     )
     for position in positions:
         damaged = bytearray(original)
@@ -201,11 +202,25 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path: Path, write: Write) -
     assert [p.name for p in tmp_path.iterdir()] == ["m.qc"]
 
 
-def test_a_copy_is_published_whole(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_published_whole(tmp_path: Path, write: Write) -> None:
     write(tmp_path / "a.qc")
     publish_copy(tmp_path / "a.qc", tmp_path / "sub" / "b.qc", overwrite=False)
     assert contents(tmp_path / "a.qc") == contents(tmp_path / "sub" / "b.qc")
     artifact.load(tmp_path / "sub" / "b.qc")
+
+
+def test_a_copy_that_fails_leaves_nothing(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    write(tmp_path / "a.qc")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StorageError, match=r"cannot write .*b\.qc: No space left on device"):
+        publish_copy(tmp_path / "a.qc", tmp_path / "b.qc", overwrite=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.qc"]
 
 
 def test_measurements_live_apart(tmp_path: Path, write: Write) -> None:

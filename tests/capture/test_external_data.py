@@ -138,7 +138,7 @@ def test_amounts_that_do_not_fit(tmp_path: Path, offset: str, length: str | None
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match="there is no file 'w.bin'"):
+    with pytest.raises(CaptureError, match=r"there is no file 'w.bin'"):
         capture(write(tmp_path / "m", "w.bin"))
 
 

@@ -13,16 +13,43 @@ from qcompile.exec.torch_exec import TorchGraph
 from tests.capture.canonical import canonical
 
 FEED_FORWARD = (
-    "deeplabv3_mnv2_voc", "fastestdet_coco", "mlperf_tiny_ad_autoencoder", "mlperf_tiny_dscnn_kws",
-    "mlperf_tiny_mobilenetv1_025_vww", "mlperf_tiny_resnet8_cifar10", "mobilenetv1_025_128_imagenet_dq",
-    "mobilenetv2_tf_imagenet", "resnet20_cifar10", "resnet20_cifar10_bn", "resnet20_cifar10_dynamo",
-    "resnet32_cifar10", "resnet56_cifar10", "squeezenet1_1_imagenet", "tiny_darknet_imagenet", "ultraface_rfb320",
-)  # fmt: skip
+    "deeplabv3_mnv2_voc",
+    "fastestdet_coco",
+    "mlperf_tiny_ad_autoencoder",
+    "mlperf_tiny_dscnn_kws",
+    "mlperf_tiny_mobilenetv1_025_vww",
+    "mlperf_tiny_resnet8_cifar10",
+    "mobilenetv1_025_128_imagenet_dq",
+    "mobilenetv2_tf_imagenet",
+    "resnet20_cifar10",
+    "resnet20_cifar10_bn",
+    "resnet20_cifar10_dynamo",
+    "resnet32_cifar10",
+    "resnet56_cifar10",
+    "squeezenet1_1_imagenet",
+    "tiny_darknet_imagenet",
+    "ultraface_rfb320",
+)
 TAILS = {"fastestdet_coco": {"unary", "transpose", "softmax", "concat"}, "ultraface_rfb320": {"softmax"}}
 _INTEGER_READY = {
-    "conv2d", "linear", "add", "mul", "sub", "clip", "prelu", "unary", "max_pool", "avg_pool", "reduce_mean", "concat",
-    "reshape", "transpose", "slice", "pad", "resize",
-}  # fmt: skip
+    "conv2d",
+    "linear",
+    "add",
+    "mul",
+    "sub",
+    "clip",
+    "prelu",
+    "unary",
+    "max_pool",
+    "avg_pool",
+    "reduce_mean",
+    "concat",
+    "reshape",
+    "transpose",
+    "slice",
+    "pad",
+    "resize",
+}
 
 
 @pytest.mark.parametrize("name", FEED_FORWARD)

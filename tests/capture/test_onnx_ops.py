@@ -22,7 +22,9 @@ CASES: dict[str, onnx.ModelProto] = {
     "conv, valid": one("Conv", weights(6, 4, 4, 3), auto_pad="VALID"),
     "conv, 1-d": one("Conv", weights(6, 4, 3), weights(6), pads=[1, 0], shape=("N", 4, 9)),
     "gemm": one("Gemm", weights(5, 7), weights(7), shape=("N", 5)),
-    "gemm, transB, alpha, beta": one("Gemm", weights(7, 5), weights(1, 7), shape=("N", 5), transB=1, alpha=0.5, beta=2.0),
+    "gemm, transB, alpha, beta": one(
+        "Gemm", weights(7, 5), weights(1, 7), shape=("N", 5), transB=1, alpha=0.5, beta=2.0
+    ),
     "gemm, scalar bias": one("Gemm", weights(5, 7), np.array(0.5, f32), shape=("N", 5)),
     "matmul": one("MatMul", weights(5, 7), shape=("N", 5)),
     "matmul over rows": one("MatMul", weights(5, 7), shape=("N", 3, 5)),
@@ -63,7 +65,9 @@ CASES: dict[str, onnx.ModelProto] = {
     "max pool, same": one("MaxPool", kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
     "average pool": one("AveragePool", kernel_shape=[3, 2], strides=[2, 2]),
     "average pool, padded": one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-    "average pool, padding counts": one("AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 1], count_include_pad=1),
+    "average pool, padding counts": one(
+        "AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 1], count_include_pad=1
+    ),
     "average pool, ceil": one("AveragePool", kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1),
     "global average pool": one("GlobalAveragePool"),
     "global max pool": one("GlobalMaxPool"),
@@ -89,16 +93,28 @@ CASES: dict[str, onnx.ModelProto] = {
     "gather, negative": one("Gather", ints(-1), axis=3),
     "expand": one("Expand", ints(1, 4, 3, 5), shape=("N", 4, 1, 1)),
     "resize by scales": one(
-        "Resize", None, np.array([1, 1, 2, 2], f32), mode="nearest", coordinate_transformation_mode="asymmetric",
+        "Resize",
+        None,
+        np.array([1, 1, 2, 2], f32),
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     ),
     "resize to sizes": one("Resize", None, None, ints(1, 4, 13, 5), mode="nearest", shape=(1, 4, 9, 8)),
     "resize, align corners": one(
-        "Resize", None, np.array([1, 1, 1.5, 2.5], f32), mode="nearest",
-        coordinate_transformation_mode="align_corners", nearest_mode="round_prefer_ceil",
+        "Resize",
+        None,
+        np.array([1, 1, 1.5, 2.5], f32),
+        mode="nearest",
+        coordinate_transformation_mode="align_corners",
+        nearest_mode="round_prefer_ceil",
     ),
     "resize, half pixel, ceil": one(
-        "Resize", None, np.array([1, 1, 0.5, 2.5], f32), mode="nearest", coordinate_transformation_mode="half_pixel",
+        "Resize",
+        None,
+        np.array([1, 1, 0.5, 2.5], f32),
+        mode="nearest",
+        coordinate_transformation_mode="half_pixel",
         nearest_mode="ceil",
     ),
     "resize of one pixel, linear": one(
@@ -112,15 +128,36 @@ CASES: dict[str, onnx.ModelProto] = {
     "depth to space, crd": one("DepthToSpace", blocksize=2, mode="CRD"),
     **{
         op: one(op)
-        for op in ("Neg", "Abs", "Exp", "Sin", "Cos", "Atan", "Tanh", "Erf", "Sigmoid", "Softplus", "Softsign",
-                   "Floor", "Ceil", "Round", "Sign", "HardSwish", "HardSigmoid", "Elu", "Selu", "Celu", "Mish")
+        for op in (
+            "Neg",
+            "Abs",
+            "Exp",
+            "Sin",
+            "Cos",
+            "Atan",
+            "Tanh",
+            "Erf",
+            "Sigmoid",
+            "Softplus",
+            "Softsign",
+            "Floor",
+            "Ceil",
+            "Round",
+            "Sign",
+            "HardSwish",
+            "HardSigmoid",
+            "Elu",
+            "Selu",
+            "Celu",
+            "Mish",
+        )
     },
     "gelu": one("Gelu", opset=20),
     "gelu, tanh": one("Gelu", opset=20, approximate="tanh"),
     "square": one("Pow", np.array(2, f32)),
     "cube": one("Pow", np.array(3, f32)),
     "power of a constant": one("Pow", np.array(4, f32)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -216,7 +253,12 @@ def test_weights_computed_from_constants_keep_their_module() -> None:
 
 def test_local_functions_are_inlined() -> None:
     body = helper.make_function(
-        "own", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 18)]
+        "own",
+        "Twice",
+        ["a"],
+        ["b"],
+        [helper.make_node("Add", ["a", "a"], ["b"])],
+        [helper.make_opsetid("", 18)],
     )
     source = model([helper.make_node("Twice", ["x"], ["y"], domain="own")], {})
     source.opset_import.append(helper.make_opsetid("own", 1))

@@ -53,11 +53,24 @@ def test_all_unsupported_nodes_are_listed_at_once() -> None:
         (one("Mul", weights(1, 4, 9, 8), shape=("N", 1, 9, 8)), "enlarges"),
         (one("Reshape", ints(0, 7)), "cannot reshape"),
         (one("Cast", to=TensorProto.INT64), "another type than float32"),
-        (one("AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1,
-             count_include_pad=1, shape=("N", 4, 10, 10)), "ceil_mode"),
-        (one("BatchNormalization", weights(4), weights(4), weights(4), weights(4, low=-2, high=-1)), "variance"),
+        (
+            one(
+                "AveragePool",
+                kernel_shape=[3, 3],
+                strides=[2, 2],
+                pads=[1, 1, 1, 1],
+                ceil_mode=1,
+                count_include_pad=1,
+                shape=("N", 4, 10, 10),
+            ),
+            "ceil_mode",
+        ),
+        (
+            one("BatchNormalization", weights(4), weights(4), weights(4), weights(4, low=-2, high=-1)),
+            "variance",
+        ),
     ],
-)  # fmt: skip
+)
 def test_unsupported_forms(source: onnx.ModelProto, reason: str) -> None:
     with pytest.raises(CaptureError, match=reason):
         check_capture(capture(source), source)
@@ -65,7 +78,9 @@ def test_unsupported_forms(source: onnx.ModelProto, reason: str) -> None:
 
 def test_open_dimensions_need_a_shape() -> None:
     source = one("Relu", shape=("N", 3, "h", "w"))
-    with pytest.raises(CaptureError, match=r"dimension 2 of input 'x' is not fixed\n  hint: .*--shape x=1,3,224,224"):
+    with pytest.raises(
+        CaptureError, match=r"dimension 2 of input 'x' is not fixed\n  hint: .*--shape x=1,3,224,224"
+    ):
         capture(source)
     graph = capture(source, shapes={"x": (1, 3, 5, 6)})
     assert graph.inputs[0].type.sample == (3, 5, 6)
@@ -84,7 +99,9 @@ def test_fixed_batch_other_than_one() -> None:
 
 
 def test_integer_inputs() -> None:
-    source = model([helper.make_node("Gather", ["table", "x"], ["y"])], {"table": weights(9, 4)}, dtype=TensorProto.INT64)
+    source = model(
+        [helper.make_node("Gather", ["table", "x"], ["y"])], {"table": weights(9, 4)}, dtype=TensorProto.INT64
+    )
     with pytest.raises(UnsupportedOpError, match="it holds INT64; inputs must be FLOAT"):
         capture(source)
 
@@ -113,11 +130,17 @@ def test_constants_that_explode() -> None:
 
 def test_a_wrong_capture_is_found_and_located() -> None:
     good = model(
-        [helper.make_node("Relu", ["x"], ["a"], name="first"), helper.make_node("Add", ["a", "c"], ["y"], name="second")],
+        [
+            helper.make_node("Relu", ["x"], ["a"], name="first"),
+            helper.make_node("Add", ["a", "c"], ["y"], name="second"),
+        ],
         {"c": weights(4, 1, 1)},
     )
     bad = model(
-        [helper.make_node("Relu", ["x"], ["a"], name="first"), helper.make_node("Sub", ["a", "c"], ["y"], name="second")],
+        [
+            helper.make_node("Relu", ["x"], ["a"], name="first"),
+            helper.make_node("Sub", ["a", "c"], ["y"], name="second"),
+        ],
         {"c": weights(4, 1, 1)},
     )
     with pytest.raises(CaptureError, match="the first value that differs is 'second'"):

@@ -27,8 +27,12 @@ def single(op: str, *, consts: dict[str, Any] | None = None, n: int = 1, **attrs
 
 
 CASES = {
-    "conv2d": single("conv2d", consts={"w": array(6, 2, 3, 3), "b": array(6)}, groups=2, pad=(0, 1, 2, 0), stride=(2, 1)),
-    "conv2d depthwise": single("conv2d", consts={"w": array(8, 1, 3, 2)}, groups=4, dilation=(2, 1), pad=(1, 1, 1, 1)),
+    "conv2d": single(
+        "conv2d", consts={"w": array(6, 2, 3, 3), "b": array(6)}, groups=2, pad=(0, 1, 2, 0), stride=(2, 1)
+    ),
+    "conv2d depthwise": single(
+        "conv2d", consts={"w": array(8, 1, 3, 2)}, groups=4, dilation=(2, 1), pad=(1, 1, 1, 1)
+    ),
     "linear": single("linear", consts={"w": array(5, 6), "b": array(5)}),
     "batch_norm": single(
         "batch_norm",
@@ -77,7 +81,10 @@ def test_numpy_and_torch_agree(name: str) -> None:
 def small() -> Graph:
     """conv2d, relu and a softmax that the host computes."""
     tail = GraphBuilder("t", FLOAT)
-    tail.output("p", tail.add("softmax", [tail.input("r", TensorType((-1, 3, 7, 6), "f32"))], name="s", attrs={"axis": 1}))
+    tail.output(
+        "p",
+        tail.add("softmax", [tail.input("r", TensorType((-1, 3, 7, 6), "f32"))], name="s", attrs={"axis": 1}),
+    )
     builder = GraphBuilder("g", FLOAT)
     x = builder.input("x", TensorType((-1, 4, 7, 6), "f32"))
     c = builder.add("conv2d", [x], name="c", consts={"w": array(3, 4, 1, 1)})

@@ -20,9 +20,24 @@ def test_parse() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "(", ")", "x x", "(mul x)", "(mul x x x)", "(nothing x)", "mul", "(mul mul x)", "y", "()", "(x x)", "(add x 1",
-     "__import__('os')", "(" * 200 + "x" + ")" * 200],
-)  # fmt: skip
+    [
+        "",
+        "(",
+        ")",
+        "x x",
+        "(mul x)",
+        "(mul x x x)",
+        "(nothing x)",
+        "mul",
+        "(mul mul x)",
+        "y",
+        "()",
+        "(x x)",
+        "(add x 1",
+        "__import__('os')",
+        "(" * 200 + "x" + ")" * 200,
+    ],
+)
 def test_what_is_no_expression(text: str) -> None:
     with pytest.raises(GraphError):
         unary.parse(text)
@@ -60,7 +75,9 @@ def test_named_functions(name: str) -> None:
     text, expected = NAMED[name]
     y = expected(torch.from_numpy(X.copy())).numpy()
     np.testing.assert_allclose(unary.evaluate(text, X), y, rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(unary.evaluate_torch(text, torch.from_numpy(X.copy())).numpy(), y, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(
+        unary.evaluate_torch(text, torch.from_numpy(X.copy())).numpy(), y, rtol=1e-5, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("name", unary.FUNCTIONS)
@@ -76,7 +93,9 @@ def test_numpy_and_torch_agree(name: str) -> None:
 def test_no_overflow_in_the_stable_functions() -> None:
     x = np.array([-1e4, -100.0, 0.0, 100.0, 1e4], dtype=np.float32)
     np.testing.assert_allclose(unary.evaluate("(sigmoid x)", x), [0, 0, 0.5, 1, 1], atol=1e-30)
-    np.testing.assert_allclose(unary.evaluate("(softplus x)", x), [0, 0, math.log(2), 100, 1e4], rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(
+        unary.evaluate("(softplus x)", x), [0, 0, math.log(2), 100, 1e4], rtol=1e-6, atol=1e-30
+    )
 
 
 def test_a_constant_expression_has_the_shape_of_its_input() -> None:

@@ -105,7 +105,8 @@ class TestClipSearch:
         assert ClipError(hist_of(x))(lo, hi, bits) == pytest.approx(measured, rel=0.01)
 
     def test_finds_the_known_optimum_of_a_gaussian(self) -> None:
-        # Uniform quantisers for N(0, 1), 16 levels: Max (1960) gives step 0.335 for symmetric levels, error 0.01154.
+        # Uniform quantisers for N(0, 1), 16 levels: Max (1960) gives step 0.335 for symmetric levels, error
+        # 0.01154.
         x = gaussian(65536)
         error = ClipError(hist_of(x))
         lo, hi = least_squares_clip(error, float(x.min()), float(x.max()), 4)
@@ -114,7 +115,11 @@ class TestClipSearch:
 
     def test_is_never_worse_than_everything_seen(self) -> None:
         rng = np.random.default_rng(3)
-        for x in (rng.standard_t(2, (4096, 4)), rng.uniform(-1, 3, (4096, 4)), -rng.exponential(size=(4096, 4))):
+        for x in (
+            rng.standard_t(2, (4096, 4)),
+            rng.uniform(-1, 3, (4096, 4)),
+            -rng.exponential(size=(4096, 4)),
+        ):
             hist = hist_of(x.astype(np.float32))
             error = ClipError(hist)
             lo, hi = min(hist.lo, 0.0), max(hist.hi, 0.0)
@@ -144,7 +149,9 @@ class TestPass:
     def test_methods_differ_as_they_should(self) -> None:
         x = gaussian()
         x[0, 0] = 60.0  # one outlier
-        everything, least, inner = (calibrate(x, method=m)["relu"].clip for m in ("minmax", "mse", "percentile"))
+        everything, least, inner = (
+            calibrate(x, method=m)["relu"].clip for m in ("minmax", "mse", "percentile")
+        )
         assert everything[4][1] == everything[8][1] == 60.0
         assert least[4][1] < 12
         assert inner[4][1] == inner[8][1] < 8
@@ -189,8 +196,8 @@ class TestPass:
         ctx = PassContext(TARGET, calibration=lambda: iter([{"x": gaussian(4)[:, :5]}]))
         with pytest.raises(DataError, match="shape"):
             CalibrateRanges().run(relu_net(), ctx)
+        ctx = PassContext(TARGET, calibration=stream(gaussian(4), 4))
         with pytest.raises(DataError, match="becomes infinite"):
-            ctx = PassContext(TARGET, calibration=stream(gaussian(4), 4))
             CalibrateRanges().run(_overflowing(), ctx)
 
     def test_bad_options(self) -> None:

@@ -99,7 +99,9 @@ def context(labels: Array | None = None, seed: int = 0) -> PassContext:
     return PassContext(TARGET, calibration=stream, labels=labels is not None, seed=seed)
 
 
-def estimate(pass_: EstimateHessianTrace, ctx: PassContext, columns: int = 4) -> tuple[dict[str, Trace], dict[str, Trace]]:
+def estimate(
+    pass_: EstimateHessianTrace, ctx: PassContext, columns: int = 4
+) -> tuple[dict[str, Trace], dict[str, Trace]]:
     notes = pass_.run(residual_net(columns), ctx).graph.notes
     return dict(notes[WEIGHT_TRACE]), dict(notes[ACTIVATION_TRACE])
 
@@ -235,7 +237,11 @@ def test_predicted_loss_is_the_second_order_term_once_per_group() -> None:
 
 
 def test_predicted_loss_never_falls_toward_fewer_bits() -> None:
-    assert weight_loss(trace_of(2.0, 1), WeightError({2: 1.0, 3: 3.0, 4: 2.0}, 1), (2, 3, 4)) == {2: 3, 3: 3, 4: 2}
+    assert weight_loss(trace_of(2.0, 1), WeightError({2: 1.0, 3: 3.0, 4: 2.0}, 1), (2, 3, 4)) == {
+        2: 3,
+        3: 3,
+        4: 2,
+    }
     range_ = Range(0, 1, {}, {4: 0.1, 5: 0.3, 6: 0.2}, 1)
     found = activation_loss(trace_of(2.0, 10), range_, (4, 5, 6))
     assert found[4] == found[5] == pytest.approx(3.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,3 @@ def lines(graph: Graph) -> list[str]:
         elif line.startswith(("out ", "tail")):
             found.append(line.split("  #")[0])
     return found
-
-
-def weights(graph: Graph) -> Mapping[str, Any]:
-    return graph.consts

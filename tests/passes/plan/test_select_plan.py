@@ -36,7 +36,9 @@ def residual_net() -> Graph:
     """x → l1 → relu (r1) → (l2 + r1) → relu (r2) → l3: r1 is read by a layer and an addition."""
     b = GraphBuilder("net", "float")
     x = b.input("x", TensorType((-1, 6), "f32"))
-    h = b.add("clip", [b.add("linear", [x], name="l1", consts={"w": W["l1"], "b": B})], name="r1", attrs={"lo": 0.0})
+    h = b.add(
+        "clip", [b.add("linear", [x], name="l1", consts={"w": W["l1"], "b": B})], name="r1", attrs={"lo": 0.0}
+    )
     s = b.add("add", [b.add("linear", [h], name="l2", consts={"w": W["l2"]}), h], name="sum")
     s = b.add("clip", [s], name="r2", attrs={"lo": 0.0})
     b.output("y", b.add("linear", [s], name="l3", consts={"w": W["l3"]}))
@@ -83,7 +85,9 @@ def softmax(z: Array) -> Array:
 
 class TestSimulator:
     @pytest.mark.parametrize("bits", [plan(8, 8), plan(4, 4), plan(3, 8, l2=(6, 5)), plan(8, 4, l3=(2, 6))])
-    def test_rounds_what_integerize_rounds(self, ranges: dict[str, Range], bits: dict[str, BitChoice]) -> None:
+    def test_rounds_what_integerize_rounds(
+        self, ranges: dict[str, Range], bits: dict[str, BitChoice]
+    ) -> None:
         found = simulator(ranges).outputs(bits)["y"]
         expected = by_hand(ranges, bits)
         # Single elements may fall to the other side of a rounding boundary in float32.
@@ -112,7 +116,9 @@ class TestSimulator:
 
 
 class TestSelectPlan:
-    def run(self, ranges: dict[str, Range], candidates: list[dict[str, BitChoice]]) -> tuple[dict[str, BitChoice], list[float], int]:
+    def run(
+        self, ranges: dict[str, Range], candidates: list[dict[str, BitChoice]]
+    ) -> tuple[dict[str, BitChoice], list[float], int]:
         ctx = PassContext(TARGET, holdout=lambda: iter([{"x": X}]), data={"candidates": candidates})
         graph = residual_net()
         result = SelectPlan().run(graph.with_notes(graph.notes.with_table(RANGES, ranges)), ctx)
@@ -125,9 +131,7 @@ class TestSelectPlan:
         assert chosen == candidates[1]
         assert index == 1
         assert losses[1] == min(losses)
-        assert losses == [simulator(ranges).loss(c) for c in candidates] or losses == pytest.approx(
-            [simulator(ranges).loss(c) for c in candidates], rel=1e-6
-        )
+        assert losses == pytest.approx([simulator(ranges).loss(c) for c in candidates], rel=1e-5)
 
     def test_the_cheaper_of_equals(self, ranges: dict[str, Range]) -> None:
         _, losses, index = self.run(ranges, [plan(2, 4), plan(8, 8), plan(8, 8)])
@@ -150,7 +154,7 @@ def random_plans(structure: Structure, count: int, seed: int) -> list[dict[str, 
     """Plans around different mean widths; tied layers share their activation bits."""
     rng, plans = np.random.default_rng(seed), []
     for _ in range(count):
-        w_bits, a_bits = [b for b in (3, 4, 5, 6, 8)], [4, 5, 6, 8]
+        w_bits, a_bits = [3, 4, 5, 6, 8], [4, 5, 6, 8]
         w_share, a_share = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(4))
         acts = {group: int(rng.choice(a_bits, p=a_share)) for group in structure.tied()}
         plans.append({
@@ -169,11 +173,12 @@ def test_predicted_loss_orders_plans_of_resnet20(monkeypatch: pytest.MonkeyPatch
     import load
 
     graph = capture(PACK / "models" / "resnet20_cifar10.onnx")
-    x = load.arrays("resnet20_cifar10", "calib", 256, PACK)["input"]
+    x = load.arrays("resnet20_cifar10", "calib", 128, PACK)["input"]
+    unseen = load.arrays("resnet20_cifar10", "dev_lossless", 192, PACK)["input"]
     ctx = PassContext(TARGET, calibration=lambda: ({"input": x[i : i + 32]} for i in range(0, 128, 32)))
-    for pass_ in (CalibrateRanges(), MeasureWeightError(), EstimateHessianTrace(samples=64), PredictLoss()):
+    for pass_ in (CalibrateRanges(), MeasureWeightError(), EstimateHessianTrace(), PredictLoss()):
         graph = pass_.run(graph, ctx).graph
-    simulator = Simulator(graph, graph.notes[RANGES], [{"input": x[128:256]}])
+    simulator = Simulator(graph, graph.notes[RANGES], [{"input": unseen}])
     plans = random_plans(simulator.structure, 30, seed=0)
     table = graph.notes[LOSS]
     predicted = [sum(table[layer].loss[b.w, b.a] for layer, b in bits.items()) for bits in plans]
