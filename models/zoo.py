@@ -141,9 +141,7 @@ def shuffle() -> nn.Module:
 
 def dilated() -> nn.Module:
     return Classifier(
-        nn.ZeroPad2d(
-            (0, 1, 0, 1)
-        ),  # TensorFlow's "same" padding of a stride-2 convolution: right and bottom only
+        nn.ZeroPad2d((0, 1, 0, 1)),  # TensorFlow's "same" padding of a stride-2 convolution: right and bottom only
         nn.Conv2d(3, 8, 3, stride=2),
         nn.ReLU(),
         nn.Conv2d(8, 8, 3, padding=2, dilation=2),

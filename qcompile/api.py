@@ -17,7 +17,11 @@ from qcompile.units import parse_bits, parse_bytes, parse_latency
 
 
 def capture(
-    model: Any, *, example: Any = None, shapes: Mapping[str, Sequence[int]] | None = None, name: str | None = None
+    model: Any,
+    *,
+    example: Any = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    name: str | None = None,
 ) -> Graph:
     """The float graph of an ONNX file or model, a torch module, an ExportedProgram or a GraphModule.
 

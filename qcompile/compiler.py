@@ -201,7 +201,8 @@ def _offered(supported: tuple[int, ...], asked: tuple[int, ...] | None, what: st
         return supported
     if extra := [b for b in asked if b not in supported]:
         raise UsageError(
-            f"{what} bits {extra[0]} are not offered by this target", hint=f"it offers {', '.join(map(str, supported))}"
+            f"{what} bits {extra[0]} are not offered by this target",
+            hint=f"it offers {', '.join(map(str, supported))}",
         )
     return tuple(sorted(asked))
 

@@ -56,7 +56,7 @@ def layer_facts(graph: Graph, name: str) -> dict[str, Any]:
 
 
 def explain_artifact(artifact: Artifact, layer: str | None = None) -> dict[str, Any]:
-    """Why each layer, or one, got its bits: its choices with predicted loss, seconds and bytes, and what it is tied to."""
+    """Why each layer, or one, got its bits: its choices with loss, seconds and bytes, and what it is tied to."""
     plan = artifact.plan
     layers: dict[str, Any] = plan["layers"]
     if layer is not None and layer not in layers:

@@ -23,14 +23,15 @@ from qcompile.pm.facts import Bits
 from qcompile.pm.instruments import Dump, Logging
 from qcompile.pm.registry import find_backend, find_target, host_features
 from qcompile.target.backend import Measurement
-from qcompile.target.cost import CostCache, fingerprint as device_fingerprint
+from qcompile.target.cost import CostCache
+from qcompile.target.cost import fingerprint as device_fingerprint
 from qcompile.target.model import Target
 from qcompile.target.program import Program
 from qcompile.units import format_bytes, parse_bits
 
 log = logging.getLogger("qcompile")
 
-SYNTHETIC_SAMPLES = 64
+SYNTHETIC_SAMPLES = 32
 
 
 def silent(task: str, done: int, total: int) -> None:

@@ -29,11 +29,12 @@ class CalibrateRanges(Pass):
 
     Attributes:
         method: how ranges are chosen.
-            "mse": the range with the smallest expected squared error of rounding and clipping (the search of
-            OMSE, Choukroun et al. 2019, and of most toolkits since), from the histogram;
+            "mse": the range with the smallest expected squared error of rounding and clipping (as in OMSE,
+            Choukroun et al. 2019), from the histogram, for values that layers read.  Others keep
+            everything seen: they feed additions and averages, where rounding errors cancel and clipping
+            errors add up.
             "minmax": everything seen; "percentile": all but the outermost elements.
         percentile: the share of elements, in percent, that "percentile" keeps inside.
-        mse_bits: "mse" clips at this width and below; at more bits it keeps everything seen.
     """
 
     name: ClassVar[str] = "calibrate-ranges"
@@ -43,13 +44,10 @@ class CalibrateRanges(Pass):
 
     method: str = "mse"
     percentile: float = 99.99
-    mse_bits: int = 8
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         if self.method not in METHODS:
-            raise UsageError(
-                f"unknown calibration method {self.method!r}", hint=f"one of {', '.join(METHODS)}"
-            )
+            raise UsageError(f"unknown calibration method {self.method!r}", hint=f"one of {', '.join(METHODS)}")
         if not 50 < self.percentile <= 100:
             raise UsageError(f"percentile must lie between 50 and 100, not {self.percentile}")
         if ctx.calibration is None:
@@ -57,21 +55,22 @@ class CalibrateRanges(Pass):
         structure = Structure(graph)
         histograms, samples = observe(graph, structure, ctx.calibration())
         widths = sorted({*ctx.target.act_bits, 8})
-        table = {group: self._range(hist, widths, samples) for group, hist in histograms.items()}
+        read = structure.tied()
+        table = {g: self._range(hist, widths, samples, g in read) for g, hist in histograms.items()}
         facts = {"samples": samples, "groups": len(table), "method": self.method}
         return PassResult(graph.with_notes(graph.notes.with_table(RANGES, table)), Report(facts=facts))
 
-    def _range(self, hist: Histogram, widths: list[int], samples: int) -> Range:
+    def _range(self, hist: Histogram, widths: list[int], samples: int, layered: bool) -> Range:
         error = ClipError(hist)
-        clip = {bits: self._clip(hist, error, bits) for bits in widths}
+        clip = {bits: self._clip(hist, error, bits, layered) for bits in widths}
         return Range(hist.lo, hist.hi, clip, {bits: error(*clip[bits], bits) for bits in widths}, samples)
 
-    def _clip(self, hist: Histogram, error: ClipError, bits: int) -> tuple[float, float]:
+    def _clip(self, hist: Histogram, error: ClipError, bits: int, layered: bool) -> tuple[float, float]:
         lo, hi = min(hist.lo, 0.0), max(hist.hi, 0.0)
         if self.method == "percentile":
             outside = 100 - self.percentile
             return min(hist.percentile(outside), 0.0), max(hist.percentile(self.percentile), 0.0)
-        if self.method == "minmax" or bits > self.mse_bits:
+        if self.method == "minmax" or not layered:
             return lo, hi
         return least_squares_clip(error, lo, hi, bits)
 
@@ -118,9 +117,7 @@ def check_inputs(graph: Graph, batch: Mapping[str, Array], seen: int = 0) -> dic
             raise DataError(f"the data has no array {port.name!r}", hint=f"it holds {', '.join(batch)}")
         array = batch[port.name]
         if array.shape[1:] != port.type.sample:
-            raise DataError(
-                f"input {port.name!r} has shape {array.shape[1:]} per sample, not {port.type.sample}"
-            )
+            raise DataError(f"input {port.name!r} has shape {array.shape[1:]} per sample, not {port.type.sample}")
         if not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0]) + seen
             raise DataError(f"input {port.name!r} holds NaN or infinity in sample {bad}")

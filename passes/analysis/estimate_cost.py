@@ -16,9 +16,7 @@ from qcompile.ir import Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import COSTS, RANGES, BitChoice, Bits, CostTable
 from qcompile.semantics.grids import packed_bytes
-
 from qcompile.target.cost import roofline
-
 from qcompile.target.program import Kernel, KernelWork, Program, work_of
 
 FIXED = ""
@@ -46,7 +44,7 @@ class EstimateCost(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         target = ctx.target
         pricer = _Pricer(graph, ctx, self.threads, self.measure)
-        prices: dict[Bits, dict[str, float]] = {}
+        prices: dict[Bits, Mapping[str, float]] = {}
         for w in target.weight_steps:
             for a in target.act_steps:
                 pricer.collect((w, a))
@@ -179,5 +177,3 @@ def _owners(program: Program, structure: Structure) -> dict[str, str]:
         else:
             owners[kernel.name] = FIXED
     return owners
-
-

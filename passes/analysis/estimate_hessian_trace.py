@@ -79,9 +79,7 @@ class EstimateHessianTrace(Pass):
             blocks.end_of_probe(count)
             if done + 1 >= _LEAST_PROBES and blocks.worst() < self.tolerance:
                 break
-        weight_traces = {
-            layer: _trace(blocks.weights[layer], weights[layer].size, count) for layer in structure.layers
-        }
+        weight_traces = {layer: _trace(blocks.weights[layer], weights[layer].size, count) for layer in structure.layers}
         sizes = {group: _numel(graph, structure, group) for group in structure.tied()}
         activation_traces = {g: _trace(blocks.groups[g], sizes[g], count) for g in sizes}
         notes = graph.notes.with_table(WEIGHT_TRACE, weight_traces)
@@ -126,9 +124,7 @@ class LabelledBatch:
     labels: Array | None
 
 
-def first_samples(
-    graph: Graph, stream: Batches, samples: int, size: int, labelled: bool
-) -> Iterator[LabelledBatch]:
+def first_samples(graph: Graph, stream: Batches, samples: int, size: int, labelled: bool) -> Iterator[LabelledBatch]:
     """The first `samples` of a stream in batches of at most `size`.
 
     Raises:

@@ -22,5 +22,7 @@ class GroupLayers(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         structure = Structure(graph)
         table = {layer: GridGroup(structure.layer_group(layer)) for layer in structure.layers}
-        ties = tuple(f"{', '.join(layers)} read {group}" for group, layers in structure.tied().items() if len(layers) > 1)
+        ties = tuple(
+            f"{', '.join(layers)} read {group}" for group, layers in structure.tied().items() if len(layers) > 1
+        )
         return PassResult(graph.with_notes(graph.notes.with_table(GROUPS, table)), Report(done=ties))

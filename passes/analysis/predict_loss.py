@@ -44,14 +44,10 @@ class PredictLoss(Pass):
         for group, layers in Structure(graph).tied().items():
             share = activation_loss(notes[ACTIVATION_TRACE][group], notes[RANGES][group], ctx.target.act_bits)
             for layer in layers:
-                own = weight_loss(
-                    notes[WEIGHT_TRACE][layer], notes[WEIGHT_ERROR][layer], ctx.target.weight_bits
-                )
+                own = weight_loss(notes[WEIGHT_TRACE][layer], notes[WEIGHT_ERROR][layer], ctx.target.weight_bits)
                 loss = {(w, a): own[w] + share[a] / len(layers) for w in own for a in share}
                 table[layer] = LossTable(loss)
-        return PassResult(
-            graph.with_notes(notes.with_table(LOSS, table)), Report(facts={"layers": len(table)})
-        )
+        return PassResult(graph.with_notes(notes.with_table(LOSS, table)), Report(facts={"layers": len(table)}))
 
 
 def weight_loss(trace: Trace, error: WeightError, widths: Iterable[int]) -> dict[int, float]:

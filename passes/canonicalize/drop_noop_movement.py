@@ -47,9 +47,7 @@ def _replace(graph: Graph, node: Node, op: str, source: str, attrs: Mapping[str,
     def visit(b: GraphBuilder, n: Node, rename: Mapping[str, str]) -> str | None:
         if n is not node:
             return None
-        return b.add(
-            op, [rename[source]], name=node.name, attrs=attrs, origin=(*node.origin, "drop-noop-movement")
-        )
+        return b.add(op, [rename[source]], name=node.name, attrs=attrs, origin=(*node.origin, "drop-noop-movement"))
 
     return rebuild(graph, visit)
 
@@ -83,11 +81,7 @@ def _simpler(graph: Graph, node: Node) -> tuple[str, str, dict[str, AttrValue]] 
             return "reshape", source, {"shape": node.type.shape}
     first = graph.by_name.get(source)
     # A reshape costs nothing, so one that others read too may be passed by.
-    if (
-        first is None
-        or first.op != node.op
-        or (node.op != "reshape" and sole_producer(graph, source) is None)
-    ):
+    if first is None or first.op != node.op or (node.op != "reshape" and sole_producer(graph, source) is None):
         return None
     if node.op == "reshape":
         return "reshape", first.inputs[0], {"shape": node.type.shape}

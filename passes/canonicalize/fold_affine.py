@@ -147,9 +147,7 @@ def _depthwise(graph: Graph, b: GraphBuilder, node: Node, source: str) -> str:
         shape = (BATCH, channels, 1, 1)
         source = b.add("reshape", [source], name=f"{node.name}.flat", attrs={"shape": shape}, origin=origin)
     consts = {"w": vectors["scale"].reshape(-1, 1, 1, 1), "b": vectors["shift"]}
-    value = b.add(
-        "conv2d", [source], name=node.name, consts=consts, attrs={"groups": channels}, origin=origin
-    )
+    value = b.add("conv2d", [source], name=node.name, consts=consts, attrs={"groups": channels}, origin=origin)
     if image:
         return value
     shaped = {"shape": (BATCH, *sample)}

@@ -32,7 +32,11 @@ class CopyAtBoundary(Pass):
             done.append(value)
             shape = builder.type_of(value).shape
             return builder.add(
-                "reshape", [value], name=f"{value}:{suffix}", attrs={"shape": shape}, origin=(value, self.name)
+                "reshape",
+                [value],
+                name=f"{value}:{suffix}",
+                attrs={"shape": shape},
+                origin=(value, self.name),
             )
 
         for port in graph.inputs:

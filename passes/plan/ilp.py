@@ -96,9 +96,7 @@ class Problem:
         """Whether a complete plan keeps the ties and all limits, exactly."""
         offered = all(plan[layer] in choices for layer, choices in self.choices.items())
         tied = all(len({plan[layer][1] for layer in tie}) <= 1 for tie in self.ties)
-        return (
-            offered and tied and plan not in self.excluded and all(limit.kept(plan) for limit in self.limits)
-        )
+        return offered and tied and plan not in self.excluded and all(limit.kept(plan) for limit in self.limits)
 
 
 @dataclass(frozen=True)
@@ -189,9 +187,7 @@ def minimise(
         if not improved or done - floor > scale / 8:
             within_gap = gap > 0 and _gap(done, bound) > _TOLERANCE
             return _answer("feasible" if within_gap else solved, best, goal, bound, begun)
-    raise InternalError(
-        f"the solver returned {_ATTEMPTS} plans that break the limits", hint="please report this"
-    )
+    raise InternalError(f"the solver returned {_ATTEMPTS} plans that break the limits", hint="please report this")
 
 
 def _gap(objective: Fraction, bound: float) -> float:
@@ -210,9 +206,7 @@ def _answer(status: str, plan: Plan | None, goal: Limit, bound: float, begun: fl
 
 def _floor(table: Table, choices: Mapping[str, Sequence[Bits]]) -> Fraction:
     """What even the best choice of every layer costs."""
-    return sum(
-        (min(table[k][b] for b in offered) for k, offered in choices.items() if k in table), Fraction(0)
-    )
+    return sum((min(table[k][b] for b in offered) for k, offered in choices.items() if k in table), Fraction(0))
 
 
 def _span(goal: Limit, choices: Mapping[str, Sequence[Bits]], floor: Fraction) -> Fraction:
@@ -238,9 +232,7 @@ def _reduce(problem: Problem, goal: Limit, known: Fraction | None) -> dict[str, 
                 room = limit.bound - fixed - _floor(table, choices)
                 if room < 0:
                     return None
-                choices = {
-                    layer: _within(table.get(layer), offered, room) for layer, offered in choices.items()
-                }
+                choices = {layer: _within(table.get(layer), offered, room) for layer, offered in choices.items()}
         for tie in problem.ties:
             common = set.intersection(*({a for _, a in choices[layer]} for layer in tie)) if tie else set()
             for layer in tie:
@@ -251,9 +243,7 @@ def _reduce(problem: Problem, goal: Limit, known: Fraction | None) -> dict[str, 
             return choices
 
 
-def _within(
-    row: Mapping[Bits, Fraction] | None, offered: tuple[Bits, ...], room: Fraction
-) -> tuple[Bits, ...]:
+def _within(row: Mapping[Bits, Fraction] | None, offered: tuple[Bits, ...], room: Fraction) -> tuple[Bits, ...]:
     if row is None:
         return offered
     least = min(row[bits] for bits in offered)
@@ -310,8 +300,7 @@ def _solve(
         for layer in tie[1:]:
             for bits in sorted({a for _, a in choices[tie[0]]}):
                 first, other = (
-                    pulp.lpSum(v for (_, a), v in pick[member].items() if a == bits)
-                    for member in (tie[0], layer)
+                    pulp.lpSum(v for (_, a), v in pick[member].items() if a == bits) for member in (tie[0], layer)
                 )
                 model += first - other == 0
     for limit in problem.limits:

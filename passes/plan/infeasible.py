@@ -27,11 +27,7 @@ def infeasible_error(problem: ilp.Problem, seconds: float, *, pins: bool) -> Inf
         pins: whether layers are pinned, for the hint.
     """
     alone = [_best(problem, limit, (), seconds) for limit in problem.limits]
-    hopeless = [
-        _sentence(limit, best)
-        for limit, best in zip(problem.limits, alone, strict=True)
-        if _over(limit, best)
-    ]
+    hopeless = [_sentence(limit, best) for limit, best in zip(problem.limits, alone, strict=True) if _over(limit, best)]
     hint = "raise the limit" + ("s" if len(problem.limits) > 1 else "")
     hint += ", or pin fewer layers" if pins else ", or allow smaller bit widths"
     if hopeless:
@@ -53,9 +49,7 @@ def infeasible_error(problem: ilp.Problem, seconds: float, *, pins: bool) -> Inf
     return InfeasibleError(f"no plan keeps {names} together", hint=hint)
 
 
-def _best(
-    problem: ilp.Problem, limit: ilp.Limit, others: tuple[ilp.Limit, ...], seconds: float
-) -> Fraction | None:
+def _best(problem: ilp.Problem, limit: ilp.Limit, others: tuple[ilp.Limit, ...], seconds: float) -> Fraction | None:
     found = ilp.minimise(replace(problem, limits=others), limit.rows, seconds=seconds)
     return None if found.plan is None else limit.value(found.plan)
 

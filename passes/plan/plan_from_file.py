@@ -42,9 +42,7 @@ class PlanFromFile(Pass):
         check_ties(tuple(structure.tied().values()), plan, "planned")
         check_supported(plan, ctx.target)
         notes = graph.notes.with_table(BITS, {layer: BitChoice(*bits) for layer, bits in plan.items()})
-        return PassResult(
-            graph.with_notes(notes), Report(done=tuple(f"{k}: {show(b)}" for k, b in plan.items()))
-        )
+        return PassResult(graph.with_notes(notes), Report(done=tuple(f"{k}: {show(b)}" for k, b in plan.items())))
 
 
 def read_plan(path: str) -> dict[str, Bits]:

@@ -39,9 +39,7 @@ class SelectPlan(Pass):
         for plan in candidates:
             if set(plan) != layers:
                 odd = sorted(set(plan) ^ layers)
-                raise PassContractError(
-                    f"a candidate plan does not cover exactly the layers: {', '.join(odd)}"
-                )
+                raise PassContractError(f"a candidate plan does not cover exactly the layers: {', '.join(odd)}")
         simulator = Simulator(graph, graph.notes[RANGES], ctx.holdout())
         measured = []
         for done, plan in enumerate(candidates):
@@ -50,9 +48,7 @@ class SelectPlan(Pass):
         chosen = min(range(len(measured)), key=lambda i: measured[i].loss)  # min keeps the first of equals
         table = [{"loss": found.loss, "agreement": found.agreement} for found in measured]
         report = Report(
-            done=(
-                f"candidate {chosen} of {len(candidates)} loses {measured[chosen].loss:.3g} on held-out data",
-            ),
+            done=(f"candidate {chosen} of {len(candidates)} loses {measured[chosen].loss:.3g} on held-out data",),
             facts={"chosen": chosen, "measured": table},
         )
         return PassResult(graph.with_notes(graph.notes.with_table(BITS, candidates[chosen])), report)

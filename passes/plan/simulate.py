@@ -50,9 +50,7 @@ class Simulator:
         DataError: there are no samples, or they do not fit the inputs.
     """
 
-    def __init__(
-        self, graph: Graph, ranges: Mapping[str, Range], batches: Iterable[Mapping[str, Array]]
-    ) -> None:
+    def __init__(self, graph: Graph, ranges: Mapping[str, Range], batches: Iterable[Mapping[str, Array]]) -> None:
         self.graph, self.ranges = graph, ranges
         self.structure = Structure(graph)
         view = separate_layer_inputs(graph, self.structure)
@@ -133,8 +131,6 @@ class Simulator:
         if (layer, bits) not in self.weights:
             w = self.graph.const(self.graph.by_name[layer], "w")
             scales = weight_scales(w, bits)
-            rounded = quantize_weights(w, bits, scales).astype(np.float64) * scales.reshape(
-                -1, *[1] * (w.ndim - 1)
-            )
+            rounded = quantize_weights(w, bits, scales).astype(np.float64) * scales.reshape(-1, *[1] * (w.ndim - 1))
             self.weights[layer, bits] = to_tensor(rounded.astype(np.float32))
         return self.weights[layer, bits]

@@ -54,9 +54,7 @@ class SolveBits(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         """Raises InfeasibleError where no plan keeps the limits, DataError where a loss is not a number."""
         tables = Tables.read(graph, ctx)
-        problem = ilp.Problem(
-            tables.choices, tables.ties, tables.limits(self.latency, self.memory, self.activations)
-        )
+        problem = ilp.Problem(tables.choices, tables.ties, tables.limits(self.latency, self.memory, self.activations))
         uniform = [plan for plan in tables.uniform_plans() if problem.allows(plan)]
         order = (tables.loss, tables.latency, tables.memory)
         start = uniform[0] if uniform else None

@@ -78,9 +78,7 @@ class Tables:
             found.append(Limit("memory", Fraction(memory), ((self.memory, Fraction(0)),)))
         if activations is not None:
             if not self.live:
-                raise UsageError(
-                    "a limit on activations needs the sizes of the live values (activation_terms)"
-                )
+                raise UsageError("a limit on activations needs the sizes of the live values (activation_terms)")
             found.append(Limit("activations", Fraction(activations), self._live_rows()))
         return tuple(found)
 
@@ -132,9 +130,7 @@ class Tables:
             for a in _activations(bits[1], [self.choices[layer] for layer in tie]):
                 rows = {k: [b for b in self.choices[k] if b[1] == a] for k in tie}
                 # Less than was asked for is taken only where a layer offers (or is pinned to) nothing else.
-                plan.update(
-                    {k: min([b for b in row if b[0] >= bits[0]], default=max(row)) for k, row in rows.items()}
-                )
+                plan.update({k: min([b for b in row if b[0] >= bits[0]], default=max(row)) for k, row in rows.items()})
                 break
             else:
                 return None
@@ -167,9 +163,7 @@ def _offered(layer: str, losses: LossTable, costs: CostTable, pin: Bits | None) 
         if not math.isfinite(seconds) or seconds < 0:
             raise DataError(f"the latency of {layer!r} at {show(bits)} is {seconds}")
     # An infinite loss says that a choice is impossible.
-    offered = sorted(
-        b for b, v in losses.loss.items() if v < math.inf and b in costs.seconds and b[0] in costs.bytes
-    )
+    offered = sorted(b for b, v in losses.loss.items() if v < math.inf and b in costs.seconds and b[0] in costs.bytes)
     if pin is not None:
         if pin not in offered:
             raise UsageError(

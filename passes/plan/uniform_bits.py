@@ -41,6 +41,4 @@ class UniformBits(Pass):
         plan = {k: pins.get(k, (self.w, shared.get(k, self.a))) for k in structure.layers}
         check_supported(plan, ctx.target)
         notes = graph.notes.with_table(BITS, {layer: BitChoice(*bits) for layer, bits in plan.items()})
-        return PassResult(
-            graph.with_notes(notes), Report(done=tuple(f"{k}: {show(b)}" for k, b in plan.items()))
-        )
+        return PassResult(graph.with_notes(notes), Report(done=tuple(f"{k}: {show(b)}" for k, b in plan.items())))

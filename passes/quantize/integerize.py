@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-
 from passes.quantize.layer_weights import IntegerWeights, ScaleMemo, integer_weights
 from passes.quantize.terms import Term, emit_requant, exact_mean_ratio
 from passes.structure import Region, Structure
@@ -85,9 +84,7 @@ class Integerizer:
             if group not in self.structure.wide:
                 self.grids[group] = self._grid(group, self._stored_bits(group))
         self.weights: dict[str, IntegerWeights] = {
-            layer: integer_weights(
-                graph, graph.by_name[layer], bits[layer].w, self._layer_grid(layer), self.scales
-            )
+            layer: integer_weights(graph, graph.by_name[layer], bits[layer].w, self._layer_grid(layer), self.scales)
             for layer in self.structure.layers
         }
         for group in self.structure.wide:
@@ -228,7 +225,15 @@ class Integerizer:
             sample = self.builder.type_of(value).sample
             origin = (value, "integerize")
             self.copies[value, grid] = emit_requant(
-                self.builder, f"{value}:{grid.dtype}", [self._stored(value)], grid, lo, hi, sample, None, origin
+                self.builder,
+                f"{value}:{grid.dtype}",
+                [self._stored(value)],
+                grid,
+                lo,
+                hi,
+                sample,
+                None,
+                origin,
             )
         return self.copies[value, grid]
 
@@ -274,5 +279,3 @@ class Integerizer:
             "table", node.inputs, name=node.name, consts=consts, attrs={"dtype": target.dtype},
             origin=self._origin(region),
         )  # fmt: skip
-
-

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.ir import Attrs, GraphBuilder, Grid
-from qcompile.ir.ops import window_size
+from qcompile.ir.ops import AttrValue, window_size
 from qcompile.semantics.dyadic import dyadic
 
 
@@ -44,7 +44,7 @@ def emit_requant(
     consts = {f"m{i}": multipliers[i] for i in range(len(terms))} | {"e": e}
     if slope is not None:
         consts["mneg"] = multipliers[-1]
-    attrs = {
+    attrs: dict[str, AttrValue] = {
         "zeros": tuple(term.zero for term in terms), "zp": grid.zero, "lo": lo, "hi": hi, "dtype": grid.dtype
     }  # fmt: skip
     return builder.add("requant", [t.value for t in terms], name=name, consts=consts, attrs=attrs, origin=origin)

@@ -18,9 +18,7 @@ def canonical_json(value: Any) -> str:
         InternalError: NaN, infinity, or something that has no JSON form.
     """
     try:
-        text = json.dumps(
-            value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False, default=_plain
-        )
+        text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise InternalError(f"cannot write {type(value).__name__} as JSON: {error}") from error
     return text + "\n"

@@ -17,9 +17,7 @@ from qcompile.errors import ArtifactError, InternalError
 from qcompile.ir import WEIGHTED, Array, Graph
 from qcompile.semantics.grids import pack_bits, packed_bytes, unpack_bits
 
-_DTYPES = frozenset(
-    {"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"}
-)
+_DTYPES = frozenset({"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"})
 
 
 def weight_widths(graph: Graph) -> dict[str, int]:
@@ -93,8 +91,6 @@ def _decode_one(data: bytes, entry: Mapping[str, Any]) -> Array:
     if bits < 8:
         array = unpack_bits(chunk, bits, count, signed=dtype == "int8").reshape(shape)
     else:
-        array = (
-            np.frombuffer(chunk, np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
-        )
+        array = np.frombuffer(chunk, np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
     array.flags.writeable = False
     return array

@@ -87,9 +87,7 @@ class _OnnxRunner:
         return [found[name] for name in self.session.outputs]
 
     def _feeds(self, graph: Graph, samples: Mapping[str, Array]) -> dict[str, Array]:
-        return {
-            name: samples[port.name] for name, port in zip(self.session.inputs, graph.inputs, strict=True)
-        }
+        return {name: samples[port.name] for name, port in zip(self.session.inputs, graph.inputs, strict=True)}
 
     def first_difference(self, graph: Graph, samples: Mapping[str, Array], rtol: float) -> str | None:
         """The first node whose value differs; found by making every value of the model an output."""
@@ -98,9 +96,7 @@ class _OnnxRunner:
         from qcompile.exec.ort_exec import OrtModel
 
         # A node of the graph knows its source by the source node's name, or its output's where it has none.
-        source = {
-            node.name or node.output[0]: node.output[0] for node in self.model.graph.node if node.output
-        }
+        source = {node.name or node.output[0]: node.output[0] for node in self.model.graph.node if node.output}
         shown = onnx.ModelProto()
         shown.CopyFrom(self.model)
         have = {port.name for port in shown.graph.output}
@@ -136,9 +132,7 @@ class _TorchRunner:
             part.training = False
         try:
             with torch.no_grad():
-                result = self.model(
-                    *(torch.from_numpy(np.array(samples[port.name])) for port in graph.inputs)
-                )
+                result = self.model(*(torch.from_numpy(np.array(samples[port.name])) for port in graph.inputs))
         finally:
             for part in training:
                 part.training = True

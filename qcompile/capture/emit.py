@@ -107,9 +107,7 @@ class Emitter:
         if have.shape != wanted:
             if have.numel != math.prod(wanted[1:]):
                 raise Unsupported(f"cannot bring {have} into the shape {tuple(shape)}")
-            graph_value = self.node(
-                "reshape", [graph_value], attrs={"shape": wanted}, name=f"{self.name}.reshape"
-            )
+            graph_value = self.node("reshape", [graph_value], attrs={"shape": wanted}, name=f"{self.name}.reshape")
         return Value(graph_value, tuple(shape))
 
     def full(self, x: Value) -> str:
@@ -173,16 +171,12 @@ class Emitter:
     def concat(self, values: Sequence[Value], axis: int) -> Value:
         axis = normal_axis(axis, len(values[0].shape))
         if any(len(v.shape) != len(values[0].shape) for v in values):
-            raise Unsupported(
-                f"it joins values of different ranks: {', '.join(str(v.shape) for v in values)}"
-            )
+            raise Unsupported(f"it joins values of different ranks: {', '.join(str(v.shape) for v in values)}")
         shape = list(values[0].shape)
         shape[axis] = sum(v.shape[axis] for v in values)
         if axis and all(v.shape[0] == 1 for v in values):
             return self.source(self.node("concat", [v.name for v in values], attrs={"axis": axis}), shape)
-        return self.source(
-            self.node("concat", [self.full(v) for v in values], attrs={"axis": axis + 1}), shape
-        )
+        return self.source(self.node("concat", [self.full(v) for v in values], attrs={"axis": axis + 1}), shape)
 
     def gather(self, x: Value, indices: Array, axis: int) -> Value:
         """Constant indices along one axis: slices, a row or column selection, or a concat of slices."""
@@ -244,12 +238,8 @@ class Emitter:
         if wanted == x.shape:
             return x
         if len(wanted) != 4 or wanted[:2] != x.shape[:2]:
-            raise Unsupported(
-                f"it repeats {x.shape} to {wanted}; only rows and columns of an image can be repeated"
-            )
-        return self.select(
-            x, *(_repeat(have, want) for have, want in zip(x.shape[2:], wanted[2:], strict=True))
-        )
+            raise Unsupported(f"it repeats {x.shape} to {wanted}; only rows and columns of an image can be repeated")
+        return self.select(x, *(_repeat(have, want) for have, want in zip(x.shape[2:], wanted[2:], strict=True)))
 
 
 def _repeat(have: int, want: int) -> tuple[int, ...]:

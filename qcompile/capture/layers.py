@@ -36,9 +36,7 @@ def conv(
         )  # fmt: skip
         return e.source(y.name, (*y.shape[:2], y.shape[3]))
     if w.ndim != 4 or len(x.shape) != 4:
-        raise Unsupported(
-            f"a convolution of {x.shape} with weights {w.shape}; two spatial dimensions are supported"
-        )
+        raise Unsupported(f"a convolution of {x.shape} with weights {w.shape}; two spatial dimensions are supported")
     if any(p < 0 for p in pad):
         raise Unsupported("negative padding")
     attrs: dict[str, AttrValue] = {"stride": tuple(stride), "pad": tuple(pad)}
@@ -207,10 +205,7 @@ def max_pool(
     image, flat = _image(e, x, kernel)
     if flat:
         kernel, stride, dilation, pad = (1, *kernel), (1, *stride), (1, *dilation), (0, pad[0], 0, pad[1])
-    ends = [
-        _after(image.shape[2 + i], kernel[i], stride[i], pad[i], pad[2 + i], dilation[i], ceil)
-        for i in range(2)
-    ]
+    ends = [_after(image.shape[2 + i], kernel[i], stride[i], pad[i], pad[2 + i], dilation[i], ceil) for i in range(2)]
     attrs: dict[str, AttrValue] = {"kernel": tuple(kernel), "stride": tuple(stride)}
     attrs |= {"pad": (pad[0], pad[1], *ends), "dilation": tuple(dilation)}
     value = e.node("max_pool", [e.batched(image)], attrs=attrs)

@@ -91,9 +91,7 @@ def _opset(model: onnx.ModelProto) -> int:
 class _Capture:
     """One run of a capture; values are Value, Const, or None after a problem."""
 
-    def __init__(
-        self, model: onnx.ModelProto, opset: int, shapes: Mapping[str, Sequence[int]], name: str
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, opset: int, shapes: Mapping[str, Sequence[int]], name: str) -> None:
         self.model, self.graph, self.opset, self.shapes = model, model.graph, opset, shapes
         self.emit = Emitter(name)
         self.values: dict[str, Value | Const | None] = {}
@@ -131,11 +129,7 @@ class _Capture:
         """The shape of an input with a batch of 1."""
         kind = port.type.tensor_type
         if not port.type.HasField("tensor_type") or kind.elem_type != onnx.TensorProto.FLOAT:
-            held = (
-                onnx.TensorProto.DataType.Name(kind.elem_type)
-                if kind.elem_type in range(1, 24)
-                else "no tensor"
-            )
+            held = onnx.TensorProto.DataType.Name(kind.elem_type) if kind.elem_type in range(1, 24) else "no tensor"
             self.problems.append(
                 Problem(port.name, "input", f"it holds {held}; inputs must be FLOAT (float32) tensors")
             )
@@ -146,9 +140,7 @@ class _Capture:
             given = list(self.shapes[port.name])
             fixed = [(g, d) for g, d in zip(given[1:], dims[1:], strict=False) if d is not None and d != g]
             if not given or (dims and len(given) != len(dims)) or fixed or any(g < 1 for g in given[1:]):
-                raise CaptureError(
-                    f"the shape {tuple(given)} does not fit input {port.name!r} of shape {dims}"
-                )
+                raise CaptureError(f"the shape {tuple(given)} does not fit input {port.name!r} of shape {dims}")
             return (1, *(int(g) for g in given[1:]))
         if not dims:
             raise CaptureError(
@@ -176,9 +168,7 @@ class _Capture:
             return
         broken = any(value is None for name, value in zip(node.input, inputs, strict=True) if name)
         constant = not broken and not any(isinstance(value, Value) for value in inputs)
-        if not known or (
-            node.op_type not in HANDLERS and not constant and node.op_type not in ("Shape", "Size")
-        ):
+        if not known or (node.op_type not in HANDLERS and not constant and node.op_type not in ("Shape", "Size")):
             domain = f" of the domain {node.domain!r}" if not known else ""
             self._failed(node, shown, f"the operator{domain} is not supported")
             return
@@ -232,9 +222,7 @@ class _Capture:
             if not isinstance(value, Value):
                 raise CaptureError(f"output {port.name!r} does not depend on the input")
             if not value.shape or value.shape[0] != 1:
-                raise CaptureError(
-                    f"output {port.name!r} of shape {value.shape} does not have the batch first"
-                )
+                raise CaptureError(f"output {port.name!r} of shape {value.shape} does not have the batch first")
             self.emit.builder.output(clean(port.name), value.name)
 
 
@@ -285,9 +273,7 @@ def fold(node: onnx.NodeProto, inputs: Sequence[Const | None], opset: int) -> li
     kept = [i for i, value in enumerate(bare.output) if value]
     feeds = {f"i{i}": c.array for i, c in enumerate(inputs) if c is not None}
     ports = [onnx.ValueInfoProto(name=key) for key in feeds]
-    graph = onnx.helper.make_graph(
-        [bare], "fold", ports, [onnx.ValueInfoProto(name=bare.output[i]) for i in kept]
-    )
+    graph = onnx.helper.make_graph([bare], "fold", ports, [onnx.ValueInfoProto(name=bare.output[i]) for i in kept])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
         with np.errstate(all="ignore"):

@@ -63,9 +63,7 @@ def _conv(n: OnnxNode) -> Value:
     groups = int(n.attr("group", 1))
     if groups < 1:
         raise Unsupported(f"{groups} groups")
-    return layers.conv(
-        n.emit, x, w, n.const_or(2), stride=strides, pad=pads, dilation=dilations, groups=groups
-    )
+    return layers.conv(n.emit, x, w, n.const_or(2), stride=strides, pad=pads, dilation=dilations, groups=groups)
 
 
 @handles("Gemm")
@@ -182,9 +180,7 @@ def _prelu(n: OnnxNode) -> Value:
 def _pow(n: OnnxNode) -> Value:
     exponent = n.scalar(1, 1)
     if isinstance(n.operand(0), Value) and exponent in (1.0, 2.0, 3.0):
-        return layers.function(
-            n.emit, n.value(), {1: "x", 2: "(mul x x)", 3: "(mul (mul x x) x)"}[int(exponent)]
-        )
+        return layers.function(n.emit, n.value(), {1: "x", 2: "(mul x x)", 3: "(mul (mul x x) x)"}[int(exponent)])
     return layers.function(n.emit, n.value(), unary.call("pow", "x", exponent))
 
 
@@ -205,9 +201,7 @@ _SIMPLE |= {
     "Gelu": lambda n: unary.gelu(n.attr("approximate", "none")),
     "Elu": lambda n: unary.elu(n.attr("alpha", 1.0)),
     "Celu": lambda n: unary.celu(n.attr("alpha", 1.0)),
-    "Selu": lambda n: unary.elu(
-        n.attr("alpha", 1.67326319217681884765625), n.attr("gamma", 1.05070102214813232421875)
-    ),
+    "Selu": lambda n: unary.elu(n.attr("alpha", 1.67326319217681884765625), n.attr("gamma", 1.05070102214813232421875)),
     "Swish": lambda n: unary.silu(n.attr("alpha", 1.0)),
 }
 

@@ -82,13 +82,8 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
             yield current
         for field, value in current.ListFields():
             if field.type == field.TYPE_STRING:
-                if any(
-                    not isinstance(text, str)
-                    for text in ([value] if isinstance(value, str | bytes) else value)
-                ):
-                    raise CaptureError(
-                        f"the model is damaged: a text in its field {field.name!r} is not UTF-8"
-                    )
+                if any(not isinstance(text, str) for text in ([value] if isinstance(value, str | bytes) else value)):
+                    raise CaptureError(f"the model is damaged: a text in its field {field.name!r} is not UTF-8")
             elif field.message_type is not None:
                 pending.extend([value] if isinstance(value, Message) else value)
 
@@ -123,8 +118,7 @@ def _external(tensor: onnx.TensorProto, folder: Path) -> bytes:
             )
         if offset + length > info.st_size:
             raise CaptureError(
-                f"{where}: bytes {offset} to {offset + length} lie outside of {file.name!r} "
-                f"({info.st_size} bytes)"
+                f"{where}: bytes {offset} to {offset + length} lie outside of {file.name!r} ({info.st_size} bytes)"
             )
         stream.seek(offset)
         data = stream.read(length)

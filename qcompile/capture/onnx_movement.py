@@ -86,11 +86,7 @@ def _axes(n: OnnxNode) -> list[int] | None:
 def _squeeze(n: OnnxNode) -> Value:
     x, axes = n.value(), _axes(n)
     rank = len(x.shape)
-    gone = (
-        {normal_axis(a, rank) for a in axes}
-        if axes is not None
-        else {i for i in range(rank) if x.shape[i] == 1}
-    )
+    gone = {normal_axis(a, rank) for a in axes} if axes is not None else {i for i in range(rank) if x.shape[i] == 1}
     if any(x.shape[a] != 1 for a in gone):
         raise Unsupported(f"axes {sorted(gone)} of {x.shape} are not all of size 1")
     return n.emit.reshape(x, [d for i, d in enumerate(x.shape) if i not in gone])
@@ -244,9 +240,7 @@ def _shuffle(n: OnnxNode) -> Value:
     b, c, h, w = x.shape
     if n.proto.op_type == "SpaceToDepth":
         y = n.emit.reshape(x, (b, c, h // block, block, w // block, block))
-        return n.emit.reshape(
-            n.emit.transpose(y, (0, 3, 5, 1, 2, 4)), (b, c * block**2, h // block, w // block)
-        )
+        return n.emit.reshape(n.emit.transpose(y, (0, 3, 5, 1, 2, 4)), (b, c * block**2, h // block, w // block))
     deep = c // block**2
     if n.attr("mode", "DCR") == "DCR":
         y = n.emit.transpose(n.emit.reshape(x, (b, block, block, deep, h, w)), (0, 3, 4, 1, 5, 2))

@@ -29,6 +29,4 @@ def unsupported(problems: Sequence[Problem], supported: Sequence[str]) -> Unsupp
         more = f" and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
         lines.append(f"  {op}: {reason}\n    at {', '.join(nodes[:_SHOWN])}{more}")
     count = f"{len(problems)} node{'s' if len(problems) > 1 else ''} of the model cannot be captured"
-    return UnsupportedOpError(
-        "\n".join([f"{count}:", *lines]), hint=f"supported operators: {', '.join(supported)}"
-    )
+    return UnsupportedOpError("\n".join([f"{count}:", *lines]), hint=f"supported operators: {', '.join(supported)}")

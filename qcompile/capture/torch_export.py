@@ -94,7 +94,5 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
             hint="export it for a batch of 1 or a symbolic batch",
         )
     if any(not isinstance(size, int) for size in rest):
-        raise CaptureError(
-            f"input {node.name!r} has dynamic dimensions behind the batch; export it with fixed ones"
-        )
+        raise CaptureError(f"input {node.name!r} has dynamic dimensions behind the batch; export it with fixed ones")
     return (1, *(int(size) for size in rest))

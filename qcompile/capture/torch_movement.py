@@ -29,9 +29,7 @@ def _same(e: Emitter, input: Any, *_: Any, **__: Any) -> Value:
 
 @op("to", "_to_copy", "type_as")
 def _to(e: Emitter, input: Any, *args: Any, **kwargs: Any) -> Value:
-    wanted = [
-        str(a) for a in (*args, *kwargs.values()) if str(a).startswith("torch.") and "float32" not in str(a)
-    ]
+    wanted = [str(a) for a in (*args, *kwargs.values()) if str(a).startswith("torch.") and "float32" not in str(a)]
     if any(
         w.removeprefix("torch.") in ("float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
         for w in wanted
@@ -150,9 +148,7 @@ def _parts(e: Emitter, x: Value, sizes: Sequence[int], axis: int) -> list[Value]
 
 
 @op("split", "split_with_sizes")
-def _split(
-    e: Emitter, input: Any, split_size: Any = None, dim: int = 0, split_size_or_sections: Any = None
-) -> Any:
+def _split(e: Emitter, input: Any, split_size: Any = None, dim: int = 0, split_size_or_sections: Any = None) -> Any:
     x = value(input)
     axis = normal_axis(dim, len(x.shape))
     part = split_size if split_size is not None else split_size_or_sections

@@ -74,9 +74,7 @@ def _conv(rank: int) -> Handler:
             pads = [t // 2 for t in total] + [t - t // 2 for t in total]
         else:
             pads = many(0 if padding == "valid" else padding, rank) * 2
-        return layers.conv(
-            e, x, w, array_or(bias, "bias"), stride=strides, pad=pads, dilation=dilations, groups=groups
-        )
+        return layers.conv(e, x, w, array_or(bias, "bias"), stride=strides, pad=pads, dilation=dilations, groups=groups)
 
     return conv
 
@@ -128,9 +126,7 @@ def _batch_norm(
 
 
 @op("_native_batch_norm_legit_no_training")
-def _native_batch_norm(
-    e: Emitter, x: Any, w: Any, b: Any, mean: Any, var: Any, momentum: float, eps: float
-) -> Any:
+def _native_batch_norm(e: Emitter, x: Any, w: Any, b: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
     return (_batch_norm(e, x, w, b, mean, var, eps=eps), None, None)
 
 
@@ -139,9 +135,7 @@ def _operand(x: Any) -> Value | Array:
 
 
 def _arithmetic(name: str) -> Handler:
-    def compute(
-        e: Emitter, input: Any, other: Any, alpha: float = 1, rounding_mode: Any = None, **_: Any
-    ) -> Value:
+    def compute(e: Emitter, input: Any, other: Any, alpha: float = 1, rounding_mode: Any = None, **_: Any) -> Value:
         if rounding_mode is not None:
             raise Unsupported("a rounded division")
         a, b = _operand(input), _operand(other)
@@ -176,9 +170,7 @@ def _relu6(e: Emitter, input: Any, inplace: bool = False) -> Value:
 
 
 @op("hardtanh", "hardtanh_")
-def _hardtanh(
-    e: Emitter, input: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Value:
+def _hardtanh(e: Emitter, input: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Value:
     return layers.clip(e, value(input), min_val, max_val)
 
 

@@ -81,9 +81,7 @@ def walk(
         raise unsupported(problems, supported_ops())
     for i, (port, value) in enumerate(outputs):
         if not isinstance(value, Value) or not value.shape or value.shape[0] != 1:
-            raise CaptureError(
-                f"output {i} of the module is no tensor computed from the input with the batch first"
-            )
+            raise CaptureError(f"output {i} of the module is no tensor computed from the input with the batch first")
         emit.builder.output(clean(port), value.name)
     if not outputs:
         raise CaptureError("the module returns nothing")
@@ -130,9 +128,7 @@ def _call(
     try:
         return TORCH_OPS[op](emit, *_plain(args), **_plain(kwargs))
     except (Unsupported, GraphError) as refusal:
-        problems.append(
-            Problem(node.name, op, refusal.message if isinstance(refusal, GraphError) else str(refusal))
-        )
+        problems.append(Problem(node.name, op, refusal.message if isinstance(refusal, GraphError) else str(refusal)))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
         problems.append(Problem(node.name, op, f"in this form it is not supported: {error}"))
     return _BROKEN

@@ -17,24 +17,16 @@ Verbose = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings, errors and the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-NoProgress = Annotated[
-    bool, typer.Option("--no-progress", help="No progress bars (off anyway without a terminal).")
-]
-ArtifactPath = Annotated[
-    str, typer.Argument(metavar="ARTIFACT", help="Folder that `compile` wrote: model.qc")
-]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bars (off anyway without a terminal).")]
+ArtifactPath = Annotated[str, typer.Argument(metavar="ARTIFACT", help="Folder that `compile` wrote: model.qc")]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file.")]
 Data = Annotated[
     str,
-    typer.Option(
-        "--data", metavar="PATH", help=".npz with one array per model input, or a folder of images."
-    ),
+    typer.Option("--data", metavar="PATH", help=".npz with one array per model input, or a folder of images."),
 ]
 Shape = Annotated[
     list[str] | None,
-    typer.Option(
-        "--shape", metavar="INPUT:NxCxHxW", help="Shape of an input that is dynamic in the file. Repeat."
-    ),
+    typer.Option("--shape", metavar="INPUT:NxCxHxW", help="Shape of an input that is dynamic in the file. Repeat."),
 ]
 
 _SHAPE = "input:1x3x224x224"
@@ -57,15 +49,11 @@ ImagesStd = Annotated[
 ]
 ImagesResize = Annotated[
     str | None,
-    typer.Option(
-        "--images-resize", metavar="HxW", rich_help_panel=_IMAGES, help="Resize to this, in pixels, first."
-    ),
+    typer.Option("--images-resize", metavar="HxW", rich_help_panel=_IMAGES, help="Resize to this, in pixels, first."),
 ]
 ImagesCrop = Annotated[
     str | None,
-    typer.Option(
-        "--images-crop", metavar="HxW", rich_help_panel=_IMAGES, help="Then cut this from the centre."
-    ),
+    typer.Option("--images-crop", metavar="HxW", rich_help_panel=_IMAGES, help="Then cut this from the centre."),
 ]
 ImagesBgr = Annotated[
     bool, typer.Option("--images-bgr", rich_help_panel=_IMAGES, help="The model takes blue, green, red.")

@@ -81,9 +81,7 @@ class Session:
 
 
 @contextmanager
-def session(
-    *, verbose: int = 0, quiet: bool = False, progress: bool = False, json: bool = False
-) -> Iterator[Session]:
+def session(*, verbose: int = 0, quiet: bool = False, progress: bool = False, json: bool = False) -> Iterator[Session]:
     """Run a verb: everything printed meanwhile goes to standard error, every error becomes an exit code."""
     ui = Session(verbose=verbose, quiet=quiet, progress=progress, json=json)
     try:

@@ -111,9 +111,7 @@ def as_float32(name: str, array: Array, source: str, start: int) -> Array:
     return values
 
 
-def check_arrays(
-    arrays: Mapping[str, Array], inputs: Sequence[Input], source: str = "the data"
-) -> dict[str, Array]:
+def check_arrays(arrays: Mapping[str, Array], inputs: Sequence[Input], source: str = "the data") -> dict[str, Array]:
     """Arrays in memory, compared with the model's inputs: finite float32 by name, and `labels` as they are.
 
     Raises:
@@ -121,6 +119,4 @@ def check_arrays(
     """
     held = {name: np.asarray(array) for name, array in arrays.items()}
     check_headers({name: Header(a.shape, a.dtype) for name, a in held.items()}, inputs, source)
-    return {
-        name: array if name == LABELS else as_float32(name, array, source, 0) for name, array in held.items()
-    }
+    return {name: array if name == LABELS else as_float32(name, array, source, 0) for name, array in held.items()}

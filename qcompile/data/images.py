@@ -97,9 +97,7 @@ class ImageSource:
         try:
             from PIL import Image
         except ImportError as error:
-            raise InstallError(
-                "reading images needs Pillow", hint="pip install 'qcompile[images]'"
-            ) from error
+            raise InstallError("reading images needs Pillow", hint="pip install 'qcompile[images]'") from error
         how, channels = self.folder.preprocessing, self.input.type.sample[0]
         try:
             with warnings.catch_warnings():
@@ -116,9 +114,7 @@ class ImageSource:
             pixels = pixels[..., ::-1]
         values = (pixels - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)
         if values.shape[2] != channels:
-            raise UsageError(
-                f"the model takes {channels} channel: give one number as the images' mean and std"
-            )
+            raise UsageError(f"the model takes {channels} channel: give one number as the images' mean and std")
         return as_float32(self.input.name, values.transpose(2, 0, 1), str(file), 0)
 
 

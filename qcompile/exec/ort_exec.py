@@ -41,11 +41,7 @@ class OrtModel:
         if isinstance(model, bytes):
             data = model
         else:
-            data = (
-                Path(model).read_bytes()
-                if isinstance(model, str | os.PathLike)
-                else model.SerializeToString()
-            )
+            data = Path(model).read_bytes() if isinstance(model, str | os.PathLike) else model.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -8,7 +8,7 @@ from qcompile.exec.torch_exec import TorchGraph
 from qcompile.ir import Array, Graph
 
 
-def distill_inputs(graph: Graph, start: dict[str, Array], steps: int = 80, rate: float = 0.1) -> dict[str, Array]:
+def distill_inputs(graph: Graph, start: dict[str, Array], steps: int = 40, rate: float = 0.1) -> dict[str, Array]:
     """Inputs whose activations have the means and deviations that the BatchNorm layers remember.
 
     Minimises Σ over BatchNorm layers of the squared differences of channel means and deviations, relative to the
@@ -43,8 +43,6 @@ def distill_inputs(graph: Graph, start: dict[str, Array], steps: int = 80, rate:
             axes = [i for i in range(x.dim()) if i != 1]
             loss = loss + ((x.mean(axes) - mean) / deviation).square().mean()
             loss = loss + ((x.std(axes) - deviation) / deviation).square().mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return {name: x.detach().numpy() for name, x in inputs.items()}
-
-

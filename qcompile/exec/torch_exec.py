@@ -31,12 +31,8 @@ class TorchGraph:
         self.graph = graph
         # A copy: constants of the graph are read-only, and torch shares memory with what it is given.
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in graph.consts.items()}
-        self._consts = {
-            node.name: {role: tensors[name] for role, name in node.consts} for node in graph.nodes
-        }
-        self.weights = {
-            node.name: self._consts[node.name]["w"] for node in graph.nodes if node.op in WEIGHTED
-        }
+        self._consts = {node.name: {role: tensors[name] for role, name in node.consts} for node in graph.nodes}
+        self.weights = {node.name: self._consts[node.name]["w"] for node in graph.nodes if node.op in WEIGHTED}
         self._last = _last_uses(graph)
         self._tail = TorchGraph(graph.tail) if graph.tail is not None else None
 
@@ -64,9 +60,7 @@ class TorchGraph:
         held = {*keep, *self.graph.output_values}
         for port in self.graph.inputs:
             given = inputs[port.name]
-            tensor = (
-                given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, dtype=np.float32))
-            )
+            tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, dtype=np.float32))
             values[port.name] = quantize(port.name, tensor.float()) if quantize else tensor.float()
         for node in self.graph.nodes:
             consts: Consts = self._consts[node.name]

@@ -61,9 +61,7 @@ class HessianProbe:
         as well.
         """
         z, taps = self._run(x)
-        roots = [
-            loss.hessian_root(z[name].detach(), self._signs(z[name])) for name, loss in self.losses.items()
-        ]
+        roots = [loss.hessian_root(z[name].detach(), self._signs(z[name])) for name, loss in self.losses.items()]
         scores = [loss.scores(z[name]) for name, loss in self.losses.items()]
         blocks = [*self.weights.values(), *taps.values()]
         grads = torch.autograd.grad(scores, blocks, roots, materialize_grads=True)
@@ -109,6 +107,4 @@ class HessianProbe:
 
     def _sums(self, taps: Mapping[str, Tensor], sums: Sequence[float]) -> BlockSums:
         split = len(self.weights)
-        return BlockSums(
-            dict(zip(self.weights, sums[:split], strict=True)), dict(zip(taps, sums[split:], strict=True))
-        )
+        return BlockSums(dict(zip(self.weights, sums[:split], strict=True)), dict(zip(taps, sums[split:], strict=True)))

@@ -58,10 +58,10 @@ class OutputLoss:
         all alike and the estimate hangs on rare draws; the signs spread it evenly.
         """
         if self.kind == VALUES:
-            return signs * (self.weight / (self.variance * (z.numel() / len(z)))) ** 0.5
+            return torch.mul(signs, (self.weight / (self.variance * (z.numel() / len(z)))) ** 0.5)
         p = self.scores(z).softmax(dim=1)
         q = p.sqrt() * signs
-        return self.weight**0.5 * (q - p * q.sum(dim=1, keepdim=True))
+        return torch.mul(q - p * q.sum(dim=1, keepdim=True), self.weight**0.5)
 
     def agreement(self, z: Tensor, reference: Tensor) -> Tensor:
         """Share of positions whose largest channel is the same, per sample (n,)."""
@@ -104,9 +104,7 @@ class Spread:
         return max(mean_square - (self.sum / max(self.count, 1)) ** 2, 1e-12 * mean_square, 1e-30)
 
 
-def with_variances(
-    losses: Mapping[str, OutputLoss], outputs: Iterable[Mapping[str, Tensor]]
-) -> dict[str, OutputLoss]:
+def with_variances(losses: Mapping[str, OutputLoss], outputs: Iterable[Mapping[str, Tensor]]) -> dict[str, OutputLoss]:
     """The losses with the variances of the float outputs set."""
     spreads = {name: Spread() for name in losses}
     for batch in outputs:
@@ -115,9 +113,7 @@ def with_variances(
     return {name: replace(loss, variance=spreads[name].variance) for name, loss in losses.items()}
 
 
-def total_loss(
-    losses: Mapping[str, OutputLoss], z: Mapping[str, Tensor], reference: Mapping[str, Tensor]
-) -> Tensor:
+def total_loss(losses: Mapping[str, OutputLoss], z: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
     """The loss of each sample summed over outputs, float64, shape (n,)."""
     parts = [loss(z[name].double(), reference[name].double()) for name, loss in losses.items()]
     return torch.stack(parts).sum(dim=0)

@@ -122,9 +122,7 @@ def _checked(call: list[Expr], text: str) -> Expr:
     name = call[0] if call else None
     function = FUNCTIONS.get(name) if isinstance(name, str) else None
     if function is None or len(call) != function.arity + 1 or any(a in FUNCTIONS for a in call[1:]):
-        raise GraphError(
-            f"bad call of {name!r} in the expression {text!r}", hint=f"functions: {', '.join(FUNCTIONS)}"
-        )
+        raise GraphError(f"bad call of {name!r} in the expression {text!r}", hint=f"functions: {', '.join(FUNCTIONS)}")
     return tuple(call)
 
 
@@ -167,9 +165,7 @@ def leaky(slope: float, inner: str = "x") -> str:
     return call("add", call("max", inner, 0.0), call("mul", call("min", inner, 0.0), slope))
 
 
-def _walk(
-    expr: Expr, leaf: Callable[[float], Any], x: Any, apply: Callable[[Function, list[Any]], Any]
-) -> Any:
+def _walk(expr: Expr, leaf: Callable[[float], Any], x: Any, apply: Callable[[Function, list[Any]], Any]) -> Any:
     if isinstance(expr, tuple):
         args = [_walk(arg, leaf, x, apply) for arg in expr[1:]]
         return apply(FUNCTIONS[str(expr[0])], args)

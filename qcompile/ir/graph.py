@@ -101,7 +101,9 @@ class Graph:
     @cached_property
     def users(self) -> Mapping[str, tuple[Node, ...]]:
         """Value name → the nodes that read it, in order (a node that reads it twice appears once)."""
-        found: dict[str, list[Node]] = {v.name: [] for v in (*self.inputs, *self.nodes)}
+        found: dict[str, list[Node]] = {
+            name: [] for name in (*(p.name for p in self.inputs), *(n.name for n in self.nodes))
+        }
         for node in self.nodes:
             for value in dict.fromkeys(node.inputs):
                 found[value].append(node)
@@ -235,7 +237,12 @@ class GraphBuilder:
             self.consts.setdefault(const, graph.consts[const])
         attrs = {**node.attrs, **changes.get("attrs", {})}
         return self._insert(
-            changes.get("op", node.op), inputs, node.name, node.consts, attrs, changes.get("origin", node.origin)
+            changes.get("op", node.op),
+            inputs,
+            node.name,
+            node.consts,
+            attrs,
+            changes.get("origin", node.origin),
         )
 
     def _insert(
@@ -277,7 +284,14 @@ class GraphBuilder:
         used = {const for node in nodes for _, const in node.consts}
         consts = {name: array for name, array in self.consts.items() if name in used}
         return Graph(
-            self.name, self.level, tuple(self.inputs), nodes, tuple(self.outputs), consts, notes or Notes(), tail
+            self.name,
+            self.level,
+            tuple(self.inputs),
+            nodes,
+            tuple(self.outputs),
+            consts,
+            notes or Notes(),
+            tail,
         )
 
 

@@ -18,6 +18,7 @@ from qcompile.ir.types import BATCH, Array, TensorType, bits_of
 FLOAT, INT = "float", "int"
 LEVELS = (FLOAT, INT)
 
+Ints = tuple[int, ...]
 AttrValue = int | float | str | tuple[int, ...]
 Infer = Callable[[Sequence[TensorType], "Attrs", Mapping[str, Array]], TensorType]
 
@@ -60,7 +61,7 @@ class Attrs(Mapping[str, AttrValue]):
             raise GraphError(f"attribute {key} must be a number, not {value!r}")
         return value
 
-    def ints(self, key: str) -> tuple[int, ...]:  # type: ignore[valid-type]  # `int` is the method above
+    def ints(self, key: str) -> Ints:
         value = self[key]
         if not isinstance(value, tuple):
             raise GraphError(f"attribute {key} must be a tuple of integers, not {value!r}")
@@ -264,7 +265,7 @@ def _requant(xs: Sequence[TensorType], attrs: Attrs, consts: Mapping[str, Array]
     for x in xs[1:]:
         shape = broadcast(shape, x.shape)
     out = TensorType(shape, attrs.str("dtype"))
-    _affine([out], attrs, {k: v for k, v in consts.items()})
+    _affine([out], attrs, consts)
     if len(attrs.ints("zeros")) != len(xs) or ("m1" in consts) != (len(xs) == 2) or ("mneg" in consts and len(xs) != 1):
         raise GraphError(f"requant of {len(xs)} terms needs as many zero points and multipliers")
     return out

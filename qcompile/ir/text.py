@@ -30,9 +30,7 @@ from qcompile.ir.types import BATCH, Array, TensorType
 INLINE_ELEMENTS = 64
 _SEPARATOR = " · "
 _NAME = re.compile(r"[A-Za-z0-9_./$:\-]*[A-Za-z0-9_/$]")
-_INLINE_DTYPES = frozenset(
-    {"float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
-)
+_INLINE_DTYPES = frozenset({"float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"})
 _TOKEN = re.compile(
     r"""\s*(?: (?P<string>"(?:[^"\\]|\\.)*")
              | (?P<comment>\#.*)
@@ -85,9 +83,7 @@ def _grid(grid: Grid | None) -> str:
 def _attrs(node: Node) -> str:
     defaults: Mapping[str, Any] = OPS[node.op].attrs if node.op in OPS else {}
     # repr, because 0 == 0.0 but the two hash differently.
-    shown = [
-        f"{k}={_value(v)}" for k, v in node.attrs.items() if k not in defaults or repr(defaults[k]) != repr(v)
-    ]
+    shown = [f"{k}={_value(v)}" for k, v in node.attrs.items() if k not in defaults or repr(defaults[k]) != repr(v)]
     return f" {{{', '.join(shown)}}}" if shown else ""
 
 
@@ -121,9 +117,7 @@ def from_text(text: str, consts: Mapping[str, Array] | None = None) -> Graph:
         GraphError: the text cannot be read, or a constant is missing or has another content.
     """
     rows = enumerate(text.splitlines(), start=1)
-    statements = [
-        _Line(row, number) for number, row in rows if row.strip() and not row.lstrip().startswith("#")
-    ]
+    statements = [_Line(row, number) for number, row in rows if row.strip() and not row.lstrip().startswith("#")]
     graphs: list[_Draft] = []
     expect_graph = True
     for line in statements:

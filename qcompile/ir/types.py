@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ _STORAGE: dict[str, str] = {"f32": "float32", "f64": "float64", "i64": "int64", 
 _STORAGE |= {f"u{b}": "uint8" for b in INT_BITS}
 _STORAGE |= {f"i{b}": "int8" for b in INT_BITS}
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 def storage(dtype: str) -> np.dtype[np.generic]:

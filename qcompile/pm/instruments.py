@@ -30,9 +30,7 @@ class Watcher:
     def before(self, step: int, pass_: Pass, graph: Graph, ctx: PassContext) -> None:
         return None
 
-    def after(
-        self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext
-    ) -> None:
+    def after(self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext) -> None:
         return None
 
 
@@ -50,9 +48,7 @@ class Timing(Watcher):
     def before(self, step: int, pass_: Pass, graph: Graph, ctx: PassContext) -> None:
         self._start = time.perf_counter()
 
-    def after(
-        self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext
-    ) -> None:
+    def after(self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext) -> None:
         self.seconds.append((pass_.name, time.perf_counter() - self._start))
 
 
@@ -60,12 +56,8 @@ class Timing(Watcher):
 class Logging(Watcher):
     """Says what each pass did (info) and what it refused and why (debug), in the log of the context."""
 
-    def after(
-        self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext
-    ) -> None:
-        ctx.log.info(
-            "%s: %d nodes → %d, %d changes", pass_.name, len(before.nodes), len(after.nodes), len(report.done)
-        )
+    def after(self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext) -> None:
+        ctx.log.info("%s: %d nodes → %d, %d changes", pass_.name, len(before.nodes), len(after.nodes), len(report.done))
         for prefix, lines in (("", report.done), ("skipped ", report.refused)):
             for line in lines:
                 ctx.log.debug("%s: %s%s", pass_.name, prefix, line)
@@ -88,9 +80,7 @@ class Dump(Watcher):
         if step == 1:
             self._write("00-input.qir", to_text(graph))
 
-    def after(
-        self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext
-    ) -> None:
+    def after(self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext) -> None:
         name = f"{step:02d}-{pass_.name}"
         lines = [f"# {line}\n" for line in _comments(report)]
         self._write(f"{name}.qir", to_text(after) + "".join(lines))
@@ -129,9 +119,7 @@ class KeepsFunction(Watcher):
     run_int: Runner | None = None
     samples: int = 2
 
-    def after(
-        self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext
-    ) -> None:
+    def after(self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext) -> None:
         runner = {FLOAT: self.run_float, INT: self.run_int}[after.level]
         if runner is None or before.level != after.level or before.content_hash == after.content_hash:
             return

@@ -18,9 +18,7 @@ class Instrument(Protocol):
     def before(self, step: int, pass_: Pass, graph: Graph, ctx: PassContext) -> None:
         """Called before pass number `step` (from 1)."""
 
-    def after(
-        self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext
-    ) -> None:
+    def after(self, step: int, pass_: Pass, before: Graph, after: Graph, report: Report, ctx: PassContext) -> None:
         """Called once the promises of the pass have been checked."""
 
 
@@ -66,9 +64,7 @@ class PassManager:
         for step, pass_ in enumerate(self.passes, start=1):
             where = f"step {step} of the pipeline, {pass_.name},"
             if pass_.levels.before != level:
-                raise UsageError(
-                    f"{where} takes a graph of level {pass_.levels.before}, but gets one of {level}"
-                )
+                raise UsageError(f"{where} takes a graph of level {pass_.levels.before}, but gets one of {level}")
             for key in pass_.requires:
                 if key not in held:
                     raise self._missing(where, step, key, lost.get(key))
@@ -163,9 +159,7 @@ def check_promises(pass_: Pass, before: Graph, result: PassResult) -> Graph:
     try:
         verify(after)
     except GraphError as error:
-        raise _broken(
-            pass_, f"returned a graph that breaks the rules: {error.message}", error.node
-        ) from error
+        raise _broken(pass_, f"returned a graph that breaks the rules: {error.message}", error.node) from error
     if not pass_.changes and after.content_hash != before.content_hash:
         raise _broken(pass_, "promises to change nothing, but returned another graph")
     if not pass_.changes & Aspect.STRUCTURE and _structure(after) != _structure(before):

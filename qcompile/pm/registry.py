@@ -167,9 +167,7 @@ def _package(name: str) -> ModuleType:
             f"the package {name!r} of qcompile cannot be imported: {error}", hint="install qcompile again"
         ) from error
     if getattr(module, "__qcompile_api__", None) != API:
-        place = getattr(module, "__file__", None) or next(
-            iter(getattr(module, "__path__", ())), "an unknown place"
-        )
+        place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "an unknown place")
         raise InstallError(
             f"another {name!r} shadows the one of qcompile: {place}",
             hint=f"rename it, or run qcompile from a folder without a {name!r} of its own",

@@ -103,9 +103,7 @@ def make_pass(cls: type[Pass], options: Mapping[str, str]) -> Pass:
         missing = [
             f.name
             for f in fields.values()
-            if f.name not in values
-            and f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
+            if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         ]
         raise UsageError(f"pass {cls.name} needs the option {', '.join(missing)}") from None
 

@@ -32,7 +32,7 @@ def quantize(x: Array, grid: Grid) -> Array:
     """Real → integer: round half to even of x / scale in float64, plus zero, clipped to the dtype."""
     lo, hi = int_range(grid.dtype)
     q = np.rint(np.asarray(x, dtype=np.float64) / grid.scale) + grid.zero
-    return np.clip(q, lo, hi).astype(storage(grid.dtype))
+    return np.asarray(np.clip(q, lo, hi).astype(storage(grid.dtype)))
 
 
 def dequantize(q: Array, grid: Grid) -> Array:

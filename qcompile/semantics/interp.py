@@ -101,11 +101,13 @@ def _mul(node: Node, inputs: Sequence[Array], consts: Mapping[str, Array]) -> Ar
 
 def _sum_pool(node: Node, inputs: Sequence[Array], consts: Mapping[str, Array]) -> Array:
     view = windows(inputs[0], node.attrs.ints("kernel"), node.attrs, node.attrs.int("pad_value"))
-    return view.sum(axis=(4, 5), dtype=np.int64)
+    return np.asarray(view.sum(axis=(4, 5), dtype=np.int64))
 
 
 def _reduce_sum(node: Node, inputs: Sequence[Array], consts: Mapping[str, Array]) -> Array:
-    return inputs[0].sum(axis=node.attrs.ints("axes"), keepdims=bool(node.attrs.int("keepdims")), dtype=np.int64)
+    return np.asarray(
+        inputs[0].sum(axis=node.attrs.ints("axes"), keepdims=bool(node.attrs.int("keepdims")), dtype=np.int64)
+    )
 
 
 def _requant(node: Node, inputs: Sequence[Array], consts: Mapping[str, Array]) -> Array:
@@ -113,9 +115,7 @@ def _requant(node: Node, inputs: Sequence[Array], consts: Mapping[str, Array]) -
     multipliers = [consts[f"m{i}"][None] for i in range(len(inputs))]
     negative = consts["mneg"][None] if "mneg" in consts else None
     zeros, zp, lo, hi = attrs.ints("zeros"), attrs.int("zp"), attrs.int("lo"), attrs.int("hi")
-    return np.asarray(
-        scalar.requant(_KIT, inputs, multipliers, consts["e"][None], zeros, zp, lo, hi, negative)
-    )
+    return np.asarray(scalar.requant(_KIT, inputs, multipliers, consts["e"][None], zeros, zp, lo, hi, negative))
 
 
 def _table(node: Node, inputs: Sequence[Array], consts: Mapping[str, Array]) -> Array:

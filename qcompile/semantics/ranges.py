@@ -29,7 +29,9 @@ def prove(graph: Graph) -> dict[str, Bounds]:
             found = node_bounds(node, [bounds[v] for v in node.inputs], graph.type_of(node.inputs[0]).numel, consts)
         except OverflowProofError as error:
             raise OverflowProofError(
-                error.message, node=node.name, hint="use fewer bits for this layer (--pin) or scale its weights"
+                error.message,
+                node=node.name,
+                hint="use fewer bits for this layer (--pin) or scale its weights",
             ) from None
         lo, hi = int_range(node.type.dtype)
         if not lo <= found[0] <= found[1] <= hi:

@@ -48,9 +48,7 @@ class Backend(Protocol):
     def variants(self, kernel: Kernel, program: Program) -> tuple[str, ...]:
         """Implementations that are legal for this kernel and these weights (proved by ranges), preferred first."""
 
-    def measure(
-        self, works: Sequence[tuple[Kernel, Program]], threads: int
-    ) -> list[Measurement]:
+    def measure(self, works: Sequence[tuple[Kernel, Program]], threads: int) -> list[Measurement]:
         """Time each kernel (its `variant` is set) alone on the device, caches warm, batch 1.
 
         May build several in parallel and measures them one at a time.

@@ -92,9 +92,7 @@ class CostCache:
         found: dict[str, Measurement] = {}
         with self._open() as db:
             for key in dict.fromkeys(work.key for work in works):
-                row = db.execute(
-                    f"SELECT median, p90, runs {_WHERE}", (self.device, key, threads, compiler)
-                ).fetchone()
+                row = db.execute(f"SELECT median, p90, runs {_WHERE}", (self.device, key, threads, compiler)).fetchone()
                 if row is not None:
                     found[key] = Measurement(median=row[0], p90=row[1], runs=row[2], threads=threads)
         return found

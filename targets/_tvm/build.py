@@ -74,9 +74,7 @@ def compile_function(func: Any, options: Mapping[str, str]) -> Code:
     return Code(name, code, library.inspect_source("ll"), library.inspect_source("asm"))
 
 
-def compile_functions(
-    funcs: Sequence[Any], options: Mapping[str, str], jobs: int | None = None
-) -> list[Code]:
+def compile_functions(funcs: Sequence[Any], options: Mapping[str, str], jobs: int | None = None) -> list[Code]:
     """`compile_function` on each, several at a time."""
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         return list(pool.map(lambda func: compile_function(func, options), funcs))
@@ -100,8 +98,6 @@ def link(objects: Sequence[bytes], output: Path, options: Mapping[str, str]) -> 
         exports.write_text(_EXPORTS)
         flags = ["-shared", "-fPIC", "-nostartfiles", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack"]
         flags += ["-Wl,--gc-sections", f"-Wl,--version-script={exports}"]
-        done = subprocess.run(
-            [linker, *flags, "-o", str(output), *paths], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([linker, *flags, "-o", str(output), *paths], capture_output=True, text=True, check=False)
     if done.returncode:
         raise TargetError(f"linking failed: {done.stderr.strip()[-2000:]}")

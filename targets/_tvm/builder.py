@@ -139,9 +139,7 @@ class Builder:
         """Store a value, as many elements as it has lanes, from `index`."""
         index = const(index) if isinstance(index, int) else index
         lanes = lanes_of(value) if str(buffer.dtype).find("x") < 0 else 1
-        self._emit(
-            tir.BufferStore(buffer, value, [index if lanes == 1 else tir.Ramp(index, const(1), lanes)])
-        )
+        self._emit(tir.BufferStore(buffer, value, [index if lanes == 1 else tir.Ramp(index, const(1), lanes)]))
 
     def evaluate(self, value: Expr) -> None:
         self._emit(tir.Evaluate(value))

@@ -101,19 +101,15 @@ class CpuBackend:
                     f"{directory / LIBRARY} is not the library that this program builds to",
                     hint="it was built by another compiler version, or changed since",
                 )
-        return [
-            op
-            for c in codes
-            for op in float_scan.assembly_float_operations(c.name, c.assembly, self.architecture)
-        ]
+        return [op for c in codes for op in float_scan.assembly_float_operations(c.name, c.assembly, self.architecture)]
 
 
 def generic_variant(isa: Isa) -> Variant:
     return Variant(GENERIC, isa, lambda ctx: True, generic.emit)
 
 
-def winograd_variant(name: str, isa: Isa) -> Variant:
-    return Variant(name, isa, winograd.is_legal, winograd.emit)
+def winograd_variant(name: str, isa: Isa, form: winograd.Form) -> Variant:
+    return Variant(name, isa, lambda ctx: winograd.is_legal(ctx, form), lambda ctx: winograd.emit(ctx, form))
 
 
 def direct_variant(name: str, isa: Isa, proved: Legal = lambda ctx: True) -> Variant:

@@ -46,9 +46,7 @@ def library_float_operations(library: Path, architecture: str) -> list[str]:
     """Floating-point instructions in a linked library, found with the system's disassembler."""
     disassembler = shutil.which("objdump") or shutil.which("llvm-objdump")
     if disassembler is None:
-        raise TargetError(
-            "no objdump on this machine to disassemble a library with", hint="install binutils or llvm"
-        )
+        raise TargetError("no objdump on this machine to disassemble a library with", hint="install binutils or llvm")
     command = [disassembler, "-d", "--no-show-raw-insn", str(library)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = re.sub(r"^\s*[0-9a-f]+:", "\t", text, flags=re.MULTILINE)

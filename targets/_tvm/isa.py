@@ -56,6 +56,9 @@ class Isa(Protocol):
     def dot4(self, acc: Expr, x: Operand, w: Operand) -> Expr:
         """acc + Σ over the 4 bytes of each lane, exactly."""
 
+    def dot2(self, acc: Expr, x: Operand, w: Operand) -> Expr:
+        """acc + Σ over the 2 int16 of each lane, modulo 2^32."""
+
 
 @dataclass(frozen=True, slots=True)
 class PortableIsa:
@@ -87,3 +90,10 @@ class PortableIsa:
             factor = (w[0] << const(24 - 8 * byte, wide)) >> const(24, wide)
             acc = acc + value * factor
         return acc
+
+    def dot2(self, acc: Any, x: Operand, w: Operand) -> Any:
+        from targets._tvm.builder import const, vec
+
+        wide = vec("int32", self.lanes)
+        low, half = const(16, wide), const(16, wide)
+        return acc + ((x[0] << low) >> low) * ((w[0] << low) >> low) + (x[0] >> half) * (w[0] >> half)

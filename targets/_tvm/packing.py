@@ -112,36 +112,37 @@ def direct(w: Array, groups: int, lanes: int, merged: bool) -> Array:
     return split.transpose(0, 2, 3, 4, 1, 5)
 
 
-WINOGRAD_G = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=np.int32)
-"""2·G of F(2, 3): integer, so that the transformed convolution is exactly 4 times the convolution."""
+WINOGRAD_G: Mapping[int, Array] = {
+    2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=np.int32),
+    4: np.array([[1, 0, 0], [-1, -1, -1], [-1, 1, -1], [1, 2, 4], [1, -2, 4], [0, 0, 1]], dtype=np.int32),
+}
+"""G of F(m, 3) for m = 2 and 4, every row scaled to integers."""
 
 WINOGRAD_OFFSET = 128
-"""Added to every transformed input but the one that cannot be negative, so that all are uint8."""
+"""F(2, 3): added to every transformed input but the one that cannot be negative, so that all are uint8."""
 
-_NON_NEGATIVE = 5
-"""Position (1, 1) of the 4×4 transformed tile: a sum of inputs."""
-
-
-def winograd_transform(w: Array) -> Array:
-    """int8[O, I, 3, 3] → int32[16, O, I]: (2G)·g·(2G)ᵀ."""
-    u = np.einsum("ai,ocij,bj->aboc", WINOGRAD_G, w.astype(np.int32), WINOGRAD_G)
-    return np.asarray(u.reshape(16, *w.shape[:2]))
+WINOGRAD_BIAS = {2: 4, 4: 36}
+"""What the bias counts at position (1, 1), which every output of a tile contains equally often."""
 
 
-def winograd_weights(w: Array, lanes: int, width: int) -> Array:
-    """int8[O, I, 3, 3] → int8[16, blocks, width/4, lanes, 4]; zeros behind the real channels."""
-    u = winograd_transform(w)
-    u = np.pad(u, ((0, 0), (0, -u.shape[1] % lanes), (0, width - u.shape[2]))).astype(np.int8)
-    return u.reshape(16, -1, lanes, width // STEP, STEP).transpose(0, 1, 3, 2, 4)
+def winograd_transform(w: Array, m: int) -> Array:
+    """int8[O, I, 3, 3] → int32[(m + 2)², O, I]: G·g·Gᵀ with the integer G."""
+    u = np.einsum("ai,ocij,bj->aboc", WINOGRAD_G[m], w.astype(np.int32), WINOGRAD_G[m])
+    return np.asarray(u.reshape(-1, *w.shape[:2]))
 
 
-def winograd_start(w: Array, *bias: Array, lanes: int) -> Array:
-    """int32[16, O rounded up]: what the 16 products start from, to undo the offset and to add 4·bias.
+def winograd_weights(w: Array, m: int, lanes: int, width: int, dtype: str) -> Array:
+    """int8[O, I, 3, 3] → [(m + 2)², blocks, width/step, lanes, step]; a step is 4 bytes of `dtype`."""
+    u, step = winograd_transform(w, m), STEP // np.dtype(dtype).itemsize
+    u = np.pad(u, ((0, 0), (0, -u.shape[1] % lanes), (0, width - u.shape[2]))).astype(dtype)
+    return u.reshape(len(u), -1, lanes, width // step, step).transpose(0, 1, 3, 2, 4)
 
-    Every output of a tile contains the product at position (1, 1) exactly once, and that one has no offset.
-    """
-    start = -WINOGRAD_OFFSET * winograd_transform(w).sum(axis=2)
-    start[_NON_NEGATIVE] = 4 * bias[0].astype(np.int32) if bias else 0
+
+def winograd_start(w: Array, *bias: Array, m: int, lanes: int) -> Array:
+    """int32[(m + 2)², O rounded up]: what the products start from, to undo the offset and to add the bias."""
+    u, first = winograd_transform(w, m), m + 3
+    start = -WINOGRAD_OFFSET * u.sum(axis=2) if m == 2 else np.zeros(u.shape[:2], dtype=np.int32)
+    start[first] = WINOGRAD_BIAS[m] * bias[0].astype(np.int32) if bias else 0
     return np.pad(start, ((0, 0), (0, -w.shape[0] % lanes))).astype(np.int32)
 
 

@@ -8,6 +8,7 @@ from qcompile.ir import int_range
 from qcompile.target.model import Target
 from targets._tvm.context import Context
 from targets._tvm.cpu import CpuBackend, direct_variant, generic_variant, winograd_variant
+from targets._tvm.kernels.winograd import F2, F4
 from targets.x86_64.isa import Avx2, Avx2Saturating, Vnni
 
 _INT16_MAX = 32767
@@ -29,7 +30,12 @@ class X86Vnni(CpuBackend):
         super().__init__(
             target,
             options,
-            [winograd_variant("winograd", Vnni()), direct_variant("vnni", Vnni()), generic_variant(Vnni())],
+            [
+                winograd_variant("winograd-2", Vnni(), F2),
+                direct_variant("vnni", Vnni()),
+                winograd_variant("winograd-4", Vnni(), F4),
+                generic_variant(Vnni()),
+            ],
         )
 
 
@@ -39,9 +45,10 @@ class X86Avx2(CpuBackend):
     def __init__(self, target: Target) -> None:
         options = {"mtriple": _TRIPLE, "mcpu": "haswell"}
         variants = [
-            winograd_variant("winograd", Avx2()),
+            winograd_variant("winograd-2", Avx2(), F2),
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16),
             direct_variant("madd", Avx2()),
+            winograd_variant("winograd-4", Avx2(), F4),
             generic_variant(Avx2()),
         ]
         super().__init__(target, options, variants)

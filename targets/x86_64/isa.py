@@ -36,6 +36,10 @@ class Vnni:
         bytes_x, bytes_w = reinterpret("int8x64", x[0]), reinterpret("int8x64", w[0])
         return llvm("llvm.x86.avx512.vpdpbusd.512", "int32x16", acc, bytes_x, bytes_w)
 
+    def dot2(self, acc: Expr, x: Operand, w: Operand) -> Expr:
+        pairs_x, pairs_w = reinterpret("int16x32", x[0]), reinterpret("int16x32", w[0])
+        return llvm("llvm.x86.avx512.vpdpwssd.512", "int32x16", acc, pairs_x, pairs_w)
+
 
 @dataclass(frozen=True, slots=True)
 class Avx2:
@@ -65,6 +69,9 @@ class Avx2:
 
     def dot4(self, acc: Expr, x: Operand, w: Operand) -> Expr:
         return acc + _madd(x[0], w[0]) + _madd(x[1], w[1])
+
+    def dot2(self, acc: Expr, x: Operand, w: Operand) -> Expr:
+        return acc + _madd(x[0], w[0])
 
 
 @dataclass(frozen=True, slots=True)

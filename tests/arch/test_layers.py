@@ -28,13 +28,12 @@ ALLOWED: dict[str, set[str]] = {
     "qcompile.capture": {"qcompile.ir", "qcompile.semantics", "qcompile.exec", "qcompile.errors"},
     "qcompile.data": {"qcompile.ir", "qcompile.errors", "qcompile.units"},
     "qcompile.artifact": {
-        "qcompile.ir", "qcompile.semantics", "qcompile.exec", "qcompile.target", "qcompile.errors"
+        "qcompile.ir", "qcompile.semantics", "qcompile.exec", "qcompile.target", "qcompile.data", "qcompile.errors"
     },
-    "qcompile.pm": {
-        "qcompile.ir", "qcompile.target", "qcompile.errors", "qcompile.semantics", "qcompile.exec", "passes", "targets"
-    },
+    "qcompile.pm": {"qcompile.ir", "qcompile.target", "qcompile.errors", "passes", "targets"},
     "passes": {
-        "qcompile.ir", "qcompile.semantics", "qcompile.exec", "qcompile.pm", "qcompile.target", "qcompile.errors"
+        "qcompile.ir", "qcompile.semantics", "qcompile.exec", "qcompile.pm", "qcompile.target", "qcompile.errors",
+        "qcompile.units",
     },
     "targets": {"qcompile.ir", "qcompile.semantics", "qcompile.target", "qcompile.artifact", "qcompile.errors"},
 }  # fmt: skip

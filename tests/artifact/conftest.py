@@ -21,9 +21,7 @@ def make_graph() -> Graph:
     x = b.input("input", TensorType((BATCH, 3, 4, 4), "u8"), Grid(0.02, 128, "u8"))
     w = rng.integers(-7, 8, (5, 3, 3, 3)).astype(np.int8)
     bias = rng.integers(-500, 500, 5).astype(np.int32)
-    acc = b.add(
-        "conv2d", [x], name="conv:acc", consts={"w": w, "b": bias}, attrs={"pad_value": 128, "weight_bits": 4}
-    )
+    acc = b.add("conv2d", [x], name="conv:acc", consts={"w": w, "b": bias}, attrs={"pad_value": 128, "weight_bits": 4})
     m0 = rng.integers(1 << 30, 1 << 31, (5, 1, 1)).astype(np.int32)
     y = b.add(
         "requant", [acc], name="conv", consts={"m0": m0, "e": np.full((5, 1, 1), 7, np.int32)},

@@ -61,9 +61,7 @@ def test_a_flipped_byte_is_found(tmp_path: Path, write: Write, name: str) -> Non
     write(tmp_path / "m.qc")
     path = tmp_path / "m.qc" / name
     original = path.read_bytes()
-    positions = (
-        range(0, len(original), 5) if name == "manifest.json" else [0, len(original) // 2, len(original) - 1]
-    )
+    positions = range(0, len(original), 5) if name == "manifest.json" else [0, len(original) // 2, len(original) - 1]
     for position in positions:
         damaged = bytearray(original)
         damaged[position] ^= 1
@@ -107,9 +105,7 @@ def test_a_manifest_cannot_name_files_outside(tmp_path: Path, write: Write) -> N
     record = artifact.FileRecord.of(b"x")
     manifest = write(tmp_path / "m.qc")
     for name in ("../secret", str(tmp_path / "secret"), "lib/../../secret"):
-        text = artifact.Manifest(
-            1, manifest.record, manifest.build, 1, 1, {**manifest.files, name: record}
-        ).to_text()
+        text = artifact.Manifest(1, manifest.record, manifest.build, 1, 1, {**manifest.files, name: record}).to_text()
         (tmp_path / "m.qc" / "manifest.json").write_text(text)
         with pytest.raises(ArtifactError, match="names a file outside of the artifact"):
             artifact.load(tmp_path / "m.qc")
@@ -128,9 +124,7 @@ def test_nothing_is_replaced_by_accident(tmp_path: Path, write: Write) -> None:
     write(tmp_path / "m.qc")
     with pytest.raises(UsageError) as caught:
         write(tmp_path / "m.qc")
-    assert str(caught.value) == (
-        f"{tmp_path / 'm.qc'} exists\n  hint: choose another -o, or replace it with --force"
-    )
+    assert str(caught.value) == (f"{tmp_path / 'm.qc'} exists\n  hint: choose another -o, or replace it with --force")
     write(tmp_path / "m.qc", plan={"bits": {"conv": (4, 4)}}, overwrite=True)
     assert artifact.load(tmp_path / "m.qc").bits == {"conv": (4, 4)}
     home = tmp_path / "home"
@@ -209,9 +203,7 @@ def test_a_copy_is_published_whole(tmp_path: Path, write: Write) -> None:
     artifact.load(tmp_path / "sub" / "b.qc")
 
 
-def test_a_copy_that_fails_leaves_nothing(
-    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(source: Path, target: Path) -> None:
         target.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
@@ -242,9 +234,7 @@ def test_run_equals_the_reference(tmp_path: Path, write: Write) -> None:
     assert outputs["scores"].shape == (130, 20)
     np.testing.assert_allclose(outputs["scores"].sum(axis=1), 1, rtol=1e-5)
     integers = loaded.quantize({"input": x})
-    np.testing.assert_array_equal(
-        loaded.run_int(integers)["scores"], loaded.reference_int(integers)["scores"]
-    )
+    np.testing.assert_array_equal(loaded.run_int(integers)["scores"], loaded.reference_int(integers)["scores"])
     np.testing.assert_array_equal(loaded.finish(loaded.run_int(integers))["scores"], outputs["scores"])
     assert loaded.check_goldens() == 4 * 20
 

@@ -14,11 +14,7 @@ from targets.reference.target import REFERENCE
 
 def canonical(graph: Graph) -> Graph:
     """The graph behind the default canonical passes, every promise checked."""
-    return (
-        PassManager([find_pass(name)() for name in pipelines.CANONICALIZE])
-        .run(graph, PassContext(REFERENCE))
-        .graph
-    )
+    return PassManager([find_pass(name)() for name in pipelines.CANONICALIZE]).run(graph, PassContext(REFERENCE)).graph
 
 
 def content(graph: Graph | None) -> list[Any]:

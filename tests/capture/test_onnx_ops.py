@@ -30,9 +30,7 @@ CASES: dict[str, onnx.ModelProto] = {
     "matmul over rows": one("MatMul", weights(5, 7), shape=("N", 3, 5)),
     "matmul over images": one("MatMul", weights(8, 3)),
     "matmul from the left": one("MatMul", weights(3, 9), first=False),
-    "batch norm": one(
-        "BatchNormalization", weights(4), weights(4), weights(4), weights(4, low=0.5), epsilon=1e-3
-    ),
+    "batch norm": one("BatchNormalization", weights(4), weights(4), weights(4), weights(4, low=0.5), epsilon=1e-3),
     "batch norm of a vector": one(
         "BatchNormalization", weights(5), weights(5), weights(5), weights(5, low=0.5), shape=("N", 5)
     ),
@@ -65,9 +63,7 @@ CASES: dict[str, onnx.ModelProto] = {
     "max pool, same": one("MaxPool", kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
     "average pool": one("AveragePool", kernel_shape=[3, 2], strides=[2, 2]),
     "average pool, padded": one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-    "average pool, padding counts": one(
-        "AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 1], count_include_pad=1
-    ),
+    "average pool, padding counts": one("AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 1], count_include_pad=1),
     "average pool, ceil": one("AveragePool", kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1),
     "global average pool": one("GlobalAveragePool"),
     "global max pool": one("GlobalMaxPool"),

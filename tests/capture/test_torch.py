@@ -173,9 +173,7 @@ FUNCTIONS: dict[str, Any] = {
     "expand": lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 3, 5),
     "power": lambda x: x**2 + x.pow(3),
     "elementwise": lambda x: F.silu(x) + F.gelu(x) + F.elu(x) + F.mish(x) + F.hardswish(x) + F.softplus(x),
-    "more elementwise": lambda x: (
-        F.selu(x) + F.celu(x) + F.softsign(x) + F.hardsigmoid(x) + F.relu6(x) + F.hardtanh(x)
-    ),
+    "more elementwise": lambda x: F.selu(x) + F.celu(x) + F.softsign(x) + F.hardsigmoid(x) + F.relu6(x) + F.hardtanh(x),
     "rounded": lambda x: torch.floor(x) + torch.exp(x).reciprocal() + torch.sqrt(x.abs()),
     "two outputs": lambda x: (x.relu(), x.sigmoid()),
 }

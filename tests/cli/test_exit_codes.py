@@ -59,8 +59,7 @@ CASES: list[tuple[BaseException, int, str]] = [
     (
         errors.PassContractError("fold-batch-norm changed outputs"),
         1,
-        "internal error: fold-batch-norm changed outputs; "
-        "please report it with what the same command prints with -v\n",
+        "internal error: fold-batch-norm changed outputs; please report it with what the same command prints with -v\n",
     ),
 ]
 
@@ -78,9 +77,7 @@ def test_every_exit_code_is_covered() -> None:
     assert {code for _, code, _ in CASES} == {1, 2, 3, 4, 5, 6, 7, 8, 130}
 
 
-def test_verbose_shows_the_traceback_of_internal_errors_only(
-    qcompile: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verbose_shows_the_traceback_of_internal_errors_only(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "explain", failing(ZeroDivisionError("division by zero")))
     code, out, err = qcompile("explain", "a.qc", "-v")
     assert (code, out) == (1, "")
@@ -223,7 +220,5 @@ def test_interrupted(number: signal.Signals) -> None:
 
 def test_a_reader_that_leaves() -> None:
     command = f"{sys.executable} -m qcompile --print-pipeline | true"
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=Path(__file__).parents[2], capture_output=True, text=True
-    )
+    done = subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.stderr == ""

@@ -151,9 +151,7 @@ def test_compile_without_a_plan_gap(qcompile: Run, monkeypatch: pytest.MonkeyPat
 def test_a_model_must_be_named(qcompile: Run) -> None:
     code, out, err = qcompile("compile")
     assert (code, out) == (2, "")
-    assert (
-        err == "error: name the model to compile\n  hint: qcompile MODEL --latency 5ms, or qcompile --help\n"
-    )
+    assert err == "error: name the model to compile\n  hint: qcompile MODEL --latency 5ms, or qcompile --help\n"
 
 
 def test_print_pipeline(qcompile: Run) -> None:
@@ -173,10 +171,7 @@ def test_eval(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = qcompile("eval", "a.qc", "--data", "d.npz", "--json")
     assert (code, json.loads(out)) == (0, found)
     assert (spy.args, spy.kwargs) == (("a.qc", Path("d.npz")), {"model": None})
-    assert (
-        qcompile("eval", "a.qc", "--data", "d.npz", "-q")[1]
-        == "samples  360\ntop-1    99.72 %\nloss     0.0123\n"
-    )
+    assert qcompile("eval", "a.qc", "--data", "d.npz", "-q")[1] == "samples  360\ntop-1    99.72 %\nloss     0.0123\n"
     Path("net.onnx").write_bytes(b"")
     qcompile("eval", "a.qc", "--data", "d.npz", "--model", "net.onnx")
     assert spy.kwargs == {"model": "net.onnx"}
@@ -194,9 +189,7 @@ def test_bench(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("differing", "floats", "code"), [(0, 0, 0), (3, 0, 7), (0, 2, 7)])
-def test_verify(
-    qcompile: Run, monkeypatch: pytest.MonkeyPatch, differing: int, floats: int, code: int
-) -> None:
+def test_verify(qcompile: Run, monkeypatch: pytest.MonkeyPatch, differing: int, floats: int, code: int) -> None:
     found = {
         "inputs": 364, "differing_integers": differing, "float_operations": floats,
         "found": ["qk0: vmulps"] * floats,

@@ -65,9 +65,7 @@ NAN = np.full((40, 1, 16, 16), np.nan, np.float32)
         (image(labels=np.zeros(3)), "different numbers of samples"),
     ],
 )
-def test_data_that_does_not_fit(
-    qcompile: Run, net: Path, flag: str, arrays: dict[str, Any], text: str
-) -> None:
+def test_data_that_does_not_fit(qcompile: Run, net: Path, flag: str, arrays: dict[str, Any], text: str) -> None:
     np.savez("data.npz", **arrays)
     code, err = refused(qcompile, "net.onnx", flag, "data.npz")
     assert code == 2

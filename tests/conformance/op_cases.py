@@ -55,9 +55,7 @@ class Cases:
     def bias(self, size: int) -> np.ndarray[Any, Any]:
         return self.rng.integers(-(1 << 12), 1 << 12, size).astype(np.int32)
 
-    def conv(
-        self, x: str, out: int, kernel: tuple[int, int], *, bits: int = 8, groups: int = 1, **attrs: Any
-    ) -> str:
+    def conv(self, x: str, out: int, kernel: tuple[int, int], *, bits: int = 8, groups: int = 1, **attrs: Any) -> str:
         channels = self.b.type_of(x).sample[0]
         w = self.weights(out, channels // groups, *kernel, bits=bits)
         return self.op("conv2d", x, consts={"w": w, "b": self.bias(out)}, groups=groups, **attrs)
@@ -231,9 +229,7 @@ def pool_cases(c: Cases) -> None:
     ):
         x = c.image(channels, *size)
         c.show(c.op("max_pool", x, kernel=kernel, stride=stride, pad=pad))
-        c.show(
-            c.requant(c.op("sum_pool", x, kernel=kernel, stride=stride, pad=pad, pad_value=6), reach=1 << 11)
-        )
+        c.show(c.requant(c.op("sum_pool", x, kernel=kernel, stride=stride, pad=pad, pad_value=6), reach=1 << 11))
         c.show(c.op("sum_pool", x, kernel=kernel, stride=stride, pad=pad, pad_value=0))
     x = c.image(18, 9, 9)
     c.show(c.op("max_pool", x, kernel=(3, 3), stride=(1, 1), pad=(2, 2, 2, 2), dilation=(2, 2)))
@@ -246,9 +242,7 @@ def pool_cases(c: Cases) -> None:
             t = c.rng.integers(0, 256, 1 << bits).astype(np.uint8)
             c.show(c.op("table", x, consts={"t": t}, dtype="u8"))
     x = c.input(40)
-    c.show(
-        c.op("table", x, consts={"t": c.rng.integers(-(1 << 20), 1 << 20, 256).astype(np.int32)}, dtype="i32")
-    )
+    c.show(c.op("table", x, consts={"t": c.rng.integers(-(1 << 20), 1 << 20, 256).astype(np.int32)}, dtype="i32"))
 
 
 def movement_cases(c: Cases) -> None:

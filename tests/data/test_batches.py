@@ -176,9 +176,7 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
 
 def test_a_header_that_promises_more_than_the_file_holds(tmp_path: Path) -> None:
     body = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        body, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 3, 4, 5)}
-    )
+    np.lib.format.write_array_header_1_0(body, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 3, 4, 5)})
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("input.npy", body.getvalue() + b"\0" * 100)
     with pytest.raises(DataError, match="not a readable"):

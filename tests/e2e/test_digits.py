@@ -62,7 +62,7 @@ def test_memory_budget_is_kept_and_the_gap_is_zero(tmp_path: Path) -> None:
 
 
 def test_impossible_budgets_name_the_best(tmp_path: Path) -> None:
-    with pytest.raises(InfeasibleError, match="memory 1024 bytes: the smallest plan takes 9[0-9]+ bytes") as caught:
+    with pytest.raises(InfeasibleError, match=r"memory 1024 bytes: the smallest plan takes 9[0-9]+ bytes") as caught:
         compile_digits(RESNET, tmp_path / "m.qc", memory="1KiB", measure=False)
     assert caught.value.exit_code == 4
     assert not (tmp_path / "m.qc").exists()

@@ -30,9 +30,7 @@ CASES = {
     "conv2d": single(
         "conv2d", consts={"w": array(6, 2, 3, 3), "b": array(6)}, groups=2, pad=(0, 1, 2, 0), stride=(2, 1)
     ),
-    "conv2d depthwise": single(
-        "conv2d", consts={"w": array(8, 1, 3, 2)}, groups=4, dilation=(2, 1), pad=(1, 1, 1, 1)
-    ),
+    "conv2d depthwise": single("conv2d", consts={"w": array(8, 1, 3, 2)}, groups=4, dilation=(2, 1), pad=(1, 1, 1, 1)),
     "linear": single("linear", consts={"w": array(5, 6), "b": array(5)}),
     "batch_norm": single(
         "batch_norm",

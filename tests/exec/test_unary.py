@@ -75,9 +75,7 @@ def test_named_functions(name: str) -> None:
     text, expected = NAMED[name]
     y = expected(torch.from_numpy(X.copy())).numpy()
     np.testing.assert_allclose(unary.evaluate(text, X), y, rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(
-        unary.evaluate_torch(text, torch.from_numpy(X.copy())).numpy(), y, rtol=1e-5, atol=2e-6
-    )
+    np.testing.assert_allclose(unary.evaluate_torch(text, torch.from_numpy(X.copy())).numpy(), y, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", unary.FUNCTIONS)
@@ -93,9 +91,7 @@ def test_numpy_and_torch_agree(name: str) -> None:
 def test_no_overflow_in_the_stable_functions() -> None:
     x = np.array([-1e4, -100.0, 0.0, 100.0, 1e4], dtype=np.float32)
     np.testing.assert_allclose(unary.evaluate("(sigmoid x)", x), [0, 0, 0.5, 1, 1], atol=1e-30)
-    np.testing.assert_allclose(
-        unary.evaluate("(softplus x)", x), [0, 0, math.log(2), 100, 1e4], rtol=1e-6, atol=1e-30
-    )
+    np.testing.assert_allclose(unary.evaluate("(softplus x)", x), [0, 0, math.log(2), 100, 1e4], rtol=1e-6, atol=1e-30)
 
 
 def test_a_constant_expression_has_the_shape_of_its_input() -> None:

@@ -103,17 +103,11 @@ def test_what_cannot_be_read_is_named_with_its_line(text: str, message: str) -> 
     assert message in error.value.message
 
 
-names = st.text(min_size=1, max_size=6) | st.sampled_from(
-    ["a.b/c:0", "in", "out", "tail", "const", "grid", "N", "#"]
-)
+names = st.text(min_size=1, max_size=6) | st.sampled_from(["a.b/c:0", "in", "out", "tail", "const", "grid", "N", "#"])
 dims = st.lists(st.integers(1, 9), max_size=3).map(lambda shape: (BATCH, *shape))
 types = st.builds(TensorType, dims, st.sampled_from(["f32", "u4", "i8", "i32"]))
-grids = st.none() | st.builds(
-    Grid, st.floats(allow_nan=False), st.integers(-300, 300), st.sampled_from(["u8", "u4"])
-)
-origins = st.lists(st.text(max_size=6) | st.sampled_from(["a · b", "# x", '"q"', " pad "]), max_size=3).map(
-    tuple
-)
+grids = st.none() | st.builds(Grid, st.floats(allow_nan=False), st.integers(-300, 300), st.sampled_from(["u8", "u4"]))
+origins = st.lists(st.text(max_size=6) | st.sampled_from(["a · b", "# x", '"q"', " pad "]), max_size=3).map(tuple)
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 
 

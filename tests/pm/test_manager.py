@@ -225,9 +225,7 @@ def test_reports_and_program() -> None:
     program = Program(int_graph(), (), {}, 64)
     lower = make("lower", lambda g, c: PassResult(g, program=program), levels=ON_INT)
     seen: list[Program | None] = []
-    emit = make(
-        "emit", lambda g, c: PassResult(seen.append(c.program) or g), levels=ON_INT, needs=("program",)
-    )
+    emit = make("emit", lambda g, c: PassResult(seen.append(c.program) or g), levels=ON_INT, needs=("program",))
     result = PassManager([lower, emit, emit]).run(int_graph(), CONTEXT)
     assert result.program is program
     assert seen == [program, program]
@@ -275,9 +273,7 @@ def test_passes_are_held_to_what_they_preserve() -> None:
     run(graph(), changing(graph(1.00001), Close(1e-3)))
     run(graph(), changing(graph(2.0), Nothing("doubles")))
     run(int_graph(), changing(replace(int_graph(), name="renamed"), Exact()))
-    with pytest.raises(
-        PassContractError, match=r"pass change promises to keep the function \(Close\(rtol=0.001\)\)"
-    ):
+    with pytest.raises(PassContractError, match=r"pass change promises to keep the function \(Close\(rtol=0.001\)\)"):
         run(graph(), changing(graph(1.1), Close(1e-3)))
     with pytest.raises(PassContractError, match=r"\d of 6 elements of the output 'y' differ"):
         run(int_graph(), changing(int_graph(zp=255), Exact()))

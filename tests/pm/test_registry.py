@@ -69,12 +69,8 @@ def test_a_package_that_shadows_ours_is_named(tmp_path: Path, name: str, form: s
 def test_a_missing_module_is_an_installation_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import passes
 
-    monkeypatch.setattr(
-        passes, "CATALOGUE", {"a": "passes.nowhere:A", "b": "passes.structure:B", "c": "os:getcwd"}
-    )
-    with pytest.raises(
-        InstallError, match=r"pass 'a' cannot be imported from passes.nowhere: No module named"
-    ):
+    monkeypatch.setattr(passes, "CATALOGUE", {"a": "passes.nowhere:A", "b": "passes.structure:B", "c": "os:getcwd"})
+    with pytest.raises(InstallError, match=r"pass 'a' cannot be imported from passes.nowhere: No module named"):
         registry.find_pass("a")
     with pytest.raises(InstallError, match=r"pass 'b': module passes.structure has no 'B'"):
         registry.find_pass("b")
@@ -118,9 +114,7 @@ def test_cpu_is_the_fastest_target_the_processor_can_run(monkeypatch: pytest.Mon
     monkeypatch.setenv("QCOMPILE_CPU_FEATURES", "")
     with pytest.raises(TargetError) as error:
         registry.find_target("cpu")
-    assert error.value.message == (
-        "no target fits this processor: slow needs avx2; fast needs avx2, avx512_vnni"
-    )
+    assert error.value.message == ("no target fits this processor: slow needs avx2; fast needs avx2, avx512_vnni")
 
 
 def test_the_real_features_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,9 +69,7 @@ def test_options_are_read_by_their_type() -> None:
 def test_shipped_passes_round_trip() -> None:
     text = "uniform-bits{w=4},solve-bits{latency=0.005,gap=0.01},plan-from-file{path=plans/a b.json}"
     assert format_pipeline(parse_pipeline(text)) == text
-    assert parse_pipeline("solve-bits{latency=5ms,memory=1MiB}") == (
-        SolveBits(latency=0.005, memory=1 << 20),
-    )
+    assert parse_pipeline("solve-bits{latency=5ms,memory=1MiB}") == (SolveBits(latency=0.005, memory=1 << 20),)
 
 
 def test_defaults_are_left_out_and_agree_with_the_pass() -> None:

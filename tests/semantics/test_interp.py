@@ -58,9 +58,7 @@ def test_conv2d(shape: tuple[int, ...], attrs: dict[str, object]) -> None:
     graph = conv_graph(w, b, 7, **attrs)
     x = rng.integers(0, 256, (2, *graph.inputs[0].type.sample)).astype(np.uint8)
     a = graph.nodes[0].attrs
-    want = plain_conv(
-        x, w, b, a.ints("stride"), a.ints("pad"), a.ints("dilation"), a.int("groups"), a.int("pad_value")
-    )
+    want = plain_conv(x, w, b, a.ints("stride"), a.ints("pad"), a.ints("dilation"), a.int("groups"), a.int("pad_value"))
     assert np.array_equal(interp.run(graph, {"x": x})["y"], want)
 
 

@@ -27,7 +27,9 @@ def exact(acc: int, m: int, e: int, zp: int, lo: int, hi: int) -> int:
 def multipliers() -> list[tuple[int, int]]:
     """64 pairs (m, e): random mantissas over all useful shifts, the two ends, powers of two, above 1."""
     rng = np.random.default_rng(0)
-    pairs = [(int(m), int(e)) for m, e in zip(rng.integers(1 << 30, 1 << 31, 52), rng.integers(24, 50, 52), strict=True)]
+    pairs = [
+        (int(m), int(e)) for m, e in zip(rng.integers(1 << 30, 1 << 31, 52), rng.integers(24, 50, 52), strict=True)
+    ]
     ends = [(1 << 30, 30), (1 << 30, 31), ((1 << 31) - 1, 31), (1 << 30, 29), (1 << 30, 26), (3 << 29, 30)]
     return pairs + ends + [(1 << 30, 38), (-(1 << 30), 34), (0, 1), ((1 << 31) - 1, 62), (1 << 30, 25), (12345, 14)]
 

@@ -44,9 +44,7 @@ def test_what_was_put_is_got_back_under_its_conditions(tmp_path: Path) -> None:
     assert cache.get_many([first], 1, "compiler 2") == {}
     assert cache.get_many([conv_work(8, "other")], 1, "compiler 1") == {}
     assert CostCache(tmp_path, device="another").get_many([first], 1, "compiler 1") == {}
-    assert (
-        CostCache(tmp_path, device="this device").get_many([first], 4, "compiler 1")[first.key].threads == 4
-    )
+    assert CostCache(tmp_path, device="this device").get_many([first], 4, "compiler 1")[first.key].threads == 4
 
 
 def test_a_later_measurement_replaces_an_earlier_one(tmp_path: Path) -> None:

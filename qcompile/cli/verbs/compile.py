@@ -19,14 +19,10 @@ _BUDGETS, _DATA, _PLAN, _EXPERT = "Budgets", "Data", "Precision", "Inside the co
 
 
 def command(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)] = None,
     target: Annotated[
         str,
-        typer.Option(
-            "-t", "--target", help="Machine to compile for: cpu is this one; see `qcompile targets`."
-        ),
+        typer.Option("-t", "--target", help="Machine to compile for: cpu is this one; see `qcompile targets`."),
     ] = "cpu",
     out: Annotated[
         Path | None,
@@ -44,15 +40,11 @@ def command(
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(
-            "--memory", metavar="SIZE", rich_help_panel=_BUDGETS, help="Packed weights: 4MiB, 300kB."
-        ),
+        typer.Option("--memory", metavar="SIZE", rich_help_panel=_BUDGETS, help="Packed weights: 4MiB, 300kB."),
     ] = None,
     arena: Annotated[
         str | None,
-        typer.Option(
-            "--arena", metavar="SIZE", rich_help_panel=_BUDGETS, help="Activations at the peak: 256KiB."
-        ),
+        typer.Option("--arena", metavar="SIZE", rich_help_panel=_BUDGETS, help="Activations at the peak: 256KiB."),
     ] = None,
     uniform: Annotated[
         str | None,
@@ -65,9 +57,7 @@ def command(
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(
-            "--plan", metavar="FILE", rich_help_panel=_PLAN, help="Bits from a file: model.qc/plan.json."
-        ),
+        typer.Option("--plan", metavar="FILE", rich_help_panel=_PLAN, help="Bits from a file: model.qc/plan.json."),
     ] = None,
     pin: Annotated[
         list[str] | None,
@@ -80,15 +70,11 @@ def command(
     ] = None,
     bits: Annotated[
         str | None,
-        typer.Option(
-            "--bits", metavar="N,…", rich_help_panel=_PLAN, help="Weight bits to choose from: 2,4,8."
-        ),
+        typer.Option("--bits", metavar="N,…", rich_help_panel=_PLAN, help="Weight bits to choose from: 2,4,8."),
     ] = None,
     act_bits: Annotated[
         str | None,
-        typer.Option(
-            "--act-bits", metavar="N,…", rich_help_panel=_PLAN, help="Activation bits to choose from: 4,8."
-        ),
+        typer.Option("--act-bits", metavar="N,…", rich_help_panel=_PLAN, help="Activation bits to choose from: 4,8."),
     ] = None,
     calib: Annotated[
         str | None,
@@ -102,9 +88,7 @@ def command(
     ] = None,
     eval_data: Annotated[
         str | None,
-        typer.Option(
-            "--eval", metavar="PATH", rich_help_panel=_DATA, help="Samples to evaluate the result on."
-        ),
+        typer.Option("--eval", metavar="PATH", rich_help_panel=_DATA, help="Samples to evaluate the result on."),
     ] = None,
     samples: Annotated[
         int | None,
@@ -136,9 +120,7 @@ def command(
     ] = False,
     dump: Annotated[
         Path | None,
-        typer.Option(
-            "--dump", metavar="DIR", rich_help_panel=_EXPERT, help="Write the graph after every pass."
-        ),
+        typer.Option("--dump", metavar="DIR", rich_help_panel=_EXPERT, help="Write the graph after every pass."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, rich_help_panel=_EXPERT)] = 0,
     threads: Annotated[
@@ -146,9 +128,7 @@ def command(
     ] = 1,
     no_measure: Annotated[
         bool,
-        typer.Option(
-            "--no-measure", rich_help_panel=_EXPERT, help="Estimate costs, run nothing on the device."
-        ),
+        typer.Option("--no-measure", rich_help_panel=_EXPERT, help="Estimate costs, run nothing on the device."),
     ] = False,
     json: options.Json = False,
     no_progress: options.NoProgress = False,
@@ -164,9 +144,7 @@ def command(
             ui.result(_pipeline(), _show_pipeline)
             return
         if model is None:
-            raise UsageError(
-                "name the model to compile", hint="qcompile MODEL --latency 5ms, or qcompile --help"
-            )
+            raise UsageError("name the model to compile", hint="qcompile MODEL --latency 5ms, or qcompile --help")
         from qcompile import api
         from qcompile.cli.app import VERBS
 
@@ -202,14 +180,10 @@ def command(
         ui.stages.close()
         for warning in result.warnings:
             ui.warn(warning)
-        ui.result(
-            result.to_json(), lambda console: _show(console, result, destination, latency, memory, arena)
-        )
+        ui.result(result.to_json(), lambda console: _show(console, result, destination, latency, memory, arena))
 
 
-def _show(
-    console: Console, result: Any, out: Path, latency: str | None, memory: str | None, arena: str | None
-) -> None:
+def _show(console: Console, result: Any, out: Path, latency: str | None, memory: str | None, arena: str | None) -> None:
     solver, evaluation = result.solver, result.evaluation or {}
     times = [
         f"{milliseconds(ms)} {how}"

@@ -16,9 +16,7 @@ def command(
     artifact: options.ArtifactPath,
     data: Annotated[
         str | None,
-        typer.Option(
-            "--data", metavar="PATH", help="Samples to compare; without it the golden ones in the artifact."
-        ),
+        typer.Option("--data", metavar="PATH", help="Samples to compare; without it the golden ones in the artifact."),
     ] = None,
     images_mean: options.ImagesMean = None,
     images_std: options.ImagesStd = None,

@@ -115,9 +115,7 @@ class DirectConv:
         packed = ctx.pack("direct", node.const("w"), groups=self.groups, lanes=self.lanes, merged=merged)
         self.weights = ctx.constant(packed)
         size, bias = self.blocks * self.lanes, node.const("b")
-        self.bias = ctx.constant(
-            ctx.pack("vector", bias, size=size) if bias else ctx.pack("zeros", size=size)
-        )
+        self.bias = ctx.constant(ctx.pack("vector", bias, size=size) if bias else ctx.pack("zeros", size=size))
         self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name)
 
     def _coords(self, channel: Expr, row: Expr, col: Expr) -> tuple[Expr, ...]:
@@ -196,9 +194,7 @@ class DirectConv:
             loaded = b.load(self.weights, weights + g * stride, self.lanes * STEP)
             ws.append(tuple(b.let(v) for v in isa.prepare_w(b.let(reinterpret(wide, loaded)))))
         for p in range(tile.pixels):
-            offset = p // tile.cols * (self.stride[0] * self.row) + p % tile.cols * (
-                self.stride[1] * self.pixel
-            )
+            offset = p // tile.cols * (self.stride[0] * self.row) + p % tile.cols * (self.stride[1] * self.pixel)
             four = reinterpret("int32", b.load(self.source.buffer, inputs + offset, STEP))
             x = tuple(b.let(v) for v in isa.prepare_x(b.let(broadcast(four, self.lanes))))
             for g in range(tile.blocks):

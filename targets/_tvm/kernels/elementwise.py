@@ -40,9 +40,7 @@ def reduce_sum(ctx: Context, node: Node) -> At:
         b.store(acc, 0, const(0, vec("int32", lanes)))
         given = iter(coords if not keep else [c for i, c in enumerate(coords) if i not in axes])
         with ExitStack() as stack:
-            where = [
-                stack.enter_context(b.loop(n)) if i in axes else next(given) for i, n in enumerate(shape)
-            ]
+            where = [stack.enter_context(b.loop(n)) if i in axes else next(given) for i, n in enumerate(shape)]
             value = cast(vec("int32", lanes), load_at(ctx, source, where, lanes))
             b.store(acc, 0, b.load(acc, 0) + value)
         return b.let(b.load(acc, 0))

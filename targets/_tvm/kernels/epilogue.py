@@ -154,9 +154,7 @@ class Epilogue:
             acc if v == self._anchor else load_at(self._ctx, self._ctx.stored(v), coords, lanes)
             for v in self._node.inputs
         ]
-        at: list[Any] = [
-            t.at(coords, lanes) if t else None for t in (*self._multipliers, self._shift, self._negative)
-        ]
+        at: list[Any] = [t.at(coords, lanes) if t else None for t in (*self._multipliers, self._shift, self._negative)]
         *multipliers, shift, negative = [None if v is None else b.let(v) for v in at]
         zeros = list(attrs.ints("zeros"))
         if scale.bits:

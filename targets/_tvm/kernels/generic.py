@@ -58,9 +58,7 @@ def _anchor(ctx: Context) -> tuple[At, int]:
         case "max_pool":
             return window.max_pool(ctx, node), math.prod(node.attrs.ints("kernel")) // 4
         case "reduce_sum":
-            return elementwise.reduce_sum(ctx, node), ctx.layout(
-                node.inputs[0]
-            ).elements // ctx.out_layout.elements
+            return elementwise.reduce_sum(ctx, node), ctx.layout(node.inputs[0]).elements // ctx.out_layout.elements
         case "mul":
             return elementwise.multiply(ctx, node), 4
         case "table":

@@ -37,9 +37,7 @@ def regions(ctx: Context, node: Node) -> list[Region]:
             return [_copy(ctx, node.inputs[0], *whole, lambda at: [
                 at[perm.index(d)] for d in range(len(perm))], aligned)]  # fmt: skip
         case "resize":
-            rows, cols = (
-                ctx.constant(ctx.pack("literal", values=node.attrs.ints(k))) for k in ("rows", "cols")
-            )
+            rows, cols = (ctx.constant(ctx.pack("literal", values=node.attrs.ints(k))) for k in ("rows", "cols"))
             load = ctx.b.load
             return [_copy(ctx, node.inputs[0], *whole, lambda at: [
                 at[0], load(rows, at[1]), load(cols, at[2])], layout.channels_last)]  # fmt: skip

@@ -76,9 +76,7 @@ def emit_region(ctx: Context, region: Region) -> None:
         _emit_part(ctx, region, axis, region.origin[axis] + start, count, width, exact)
 
 
-def _emit_part(
-    ctx: Context, region: Region, axis: int, start: int, count: int, width: int, exact: int | None
-) -> None:
+def _emit_part(ctx: Context, region: Region, axis: int, start: int, count: int, width: int, exact: int | None) -> None:
     b = ctx.b
     order = [d for d in range(len(region.extent)) if d != axis]
     order.insert(1 if ctx.out_layout.channels_last and width > 1 else len(order), axis)

@@ -61,13 +61,14 @@ def _candidates(isa: Isa, blocks: int, height: int, width: int, shared_blocks: i
                     yield tile
 
 
-def choose_tile(isa: Isa, blocks: int, height: int, width: int, steps: int, shared_blocks: int) -> Tile:
+def choose_tile(isa: Isa, blocks: int, height: int, width: int, steps: int, shared_blocks: int, most: int = 32) -> Tile:
     """The tile with the smallest modelled time.
 
     Args:
         blocks: vectors of output channels.
         steps: `dot4` steps of one output.
         shared_blocks: consecutive blocks that read the same input channels.
+        most: accumulators a tile may have.
     """
 
     def cost(tile: Tile) -> tuple[float, int]:
@@ -78,7 +79,8 @@ def choose_tile(isa: Isa, blocks: int, height: int, width: int, steps: int, shar
                     total += count_g * count_r * count_c * _cycles(isa, Tile(group, rows, cols), steps)
         return total, tile.rows
 
-    return min(_candidates(isa, blocks, height, width, shared_blocks), key=cost)
+    tiles = _candidates(isa, blocks, height, width, shared_blocks)
+    return min((tile for tile in tiles if tile.pixels * tile.blocks <= most), key=cost)
 
 
 def unroll_of(tile: Tile, steps: int) -> int:

@@ -67,9 +67,7 @@ def sum_pool(ctx: Context, node: Node) -> Callable[[Sequence[Expr], int], Expr]:
     def at(coords: Sequence[Expr], lanes: int) -> Expr:
         c, h, w = coords
         wide = vec("int32", lanes)
-        return window.fold(
-            const(0, wide), lambda acc, i, j: acc + cast(wide, window.read(c, h, w, i, j, lanes))
-        )
+        return window.fold(const(0, wide), lambda acc, i, j: acc + cast(wide, window.read(c, h, w, i, j, lanes)))
 
     return at
 

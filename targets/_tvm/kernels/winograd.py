@@ -1,19 +1,28 @@
-"""Exact integer Winograd F(2×2, 3×3): 2.25 times fewer multiply-adds, the same bits.
+"""Exact integer Winograd convolution, 3×3: 2.25 or 4 times fewer multiply-adds, the same bits.
 
-Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", with 2·G for G, so that every
-number is an integer and the result is exactly 4 times the convolution; the requant divides by 4 as well.
-With inputs in [0, q] the transformed inputs lie in [0, 4q] at position (1, 1) and in [−2q, 2q] elsewhere: q
-≤ 63 fits uint8, after adding 128 to the latter.  The transformed weights must fit int8, which is checked on
-the weights themselves.
+Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", over the integers.
+
+F(2×2, 3×3) uses 2·G for G, so the result is exactly 4 times the convolution and the requant divides by 4
+as well.  Inputs in [0, q] become [0, 4q] at position (1, 1) and [−2q, 2q] elsewhere: q ≤ 63 fits uint8,
+after adding 128 to the latter.  The transformed weights must fit int8: checked on the weights themselves.
+
+F(4×4, 3×3) scales the rows of G by (4, 6, 6, 24, 24, 1) and those of the output transform by 24 over that,
+so the result is 576·y.  Transformed 8-bit inputs and weights fit int16.  Sums may wrap: modulo 2^32 the
+factor 9 of 576 = 64·9 has an inverse, and y = (576·y·9⁻¹) >> 6 wherever |y| < 2^25, which is proved from
+the weights.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 from tvm import tirx as tir
 
 from qcompile.ir import int_range
-from targets._tvm.builder import Expr, broadcast, const, reinterpret, vec
+from targets._tvm.builder import Expr, broadcast, cast, const, dtype_of, reinterpret, vec
 from targets._tvm.context import Context, Emitted
 from targets._tvm.kernels.bounds import accumulator_bound
 from targets._tvm.kernels.epilogue import Epilogue, choose_scale, store
@@ -21,16 +30,81 @@ from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
 from targets._tvm.packing import STEP, WINOGRAD_OFFSET, winograd_transform
 
-_POSITIONS = 16
-_LARGEST_INPUT = 63
-_ANCHOR_BITS = 2
-"""The accumulators are 4 times the convolution."""
 
-_ACCUMULATOR = 1 << 29
-"""4·y must fit int32; everything before it may wrap."""
+@dataclass(frozen=True, slots=True)
+class Form:
+    """F(m×m, 3×3).
+
+    Attributes:
+        dtype, weights: of the transformed inputs and weights; a step of the dot product is 4 bytes of either.
+        largest_input, largest_weight: what those can hold.
+        anchor_bits: the accumulator is 2^anchor_bits times the convolution.
+        limit: bound of the convolution below which the result is exact.
+        inputs, outputs: the one-dimensional transforms of m + 2 values.
+    """
+
+    m: int
+    dtype: str
+    weights: str
+    largest_input: int
+    largest_weight: int
+    anchor_bits: int
+    limit: int
+    inputs: Callable[[list[Expr]], list[Expr]]
+    outputs: Callable[[list[Expr]], list[Expr]]
+
+    @property
+    def alpha(self) -> int:
+        """Rows and columns of a transformed tile."""
+        return self.m + 2
+
+    @property
+    def step(self) -> int:
+        """Channels of one step."""
+        return STEP // np.dtype(self.dtype).itemsize
 
 
-def is_legal(ctx: Context) -> bool:
+def _inputs_2(d: list[Expr]) -> list[Expr]:
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def _outputs_2(m: list[Expr]) -> list[Expr]:
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+
+
+def _times(x: Expr, factor: int) -> Expr:
+    return x * const(factor, dtype_of(x))
+
+
+def _inputs_4(d: list[Expr]) -> list[Expr]:
+    a, b = d[4] - _times(d[2], 4), d[3] - _times(d[1], 4)
+    c, e = d[4] - d[2], _times(d[3] - d[1], 2)
+    return [_times(d[0] - d[2], 4) + c, a + b, a - b, c + e, c - e, _times(d[1] - d[3], 4) + d[5] - d[3]]
+
+
+def _outputs_4(m: list[Expr]) -> list[Expr]:
+    a, b = _times(m[1] + m[2], 4), _times(m[1] - m[2], 4)
+    c, d = m[3] + m[4], m[3] - m[4]
+    return [
+        _times(m[0], 6) + a + c,
+        b + _times(d, 2),
+        a + _times(c, 4),
+        b + _times(d, 8) + _times(m[5], 24),
+    ]  # fmt: skip
+
+
+F2 = Form(2, "uint8", "int8", 63, 127, 2, 1 << 29, _inputs_2, _outputs_2)
+F4 = Form(4, "int16", "int16", 255, 32767, 0, 1 << 25, _inputs_4, _outputs_4)
+
+_PRODUCT_BYTES = 36 << 10
+_WIDEST = 64
+"""Bytes of the widest vector of the input transform."""
+
+_INVERSE_9 = pow(9, -1, 1 << 32)
+"""9⁻¹ modulo 2^32; below 2^31."""
+
+
+def is_legal(ctx: Context, form: Form) -> bool:
     """3×3, stride 1, one group, channels-last with a halo; small enough inputs and weights, proved here."""
     node, requant = ctx.anchor, ctx.kernel.epilogue
     if node.op != "conv2d" or requant is None:
@@ -46,10 +120,10 @@ def is_legal(ctx: Context) -> bool:
     if not (covered and filled and last) or layout.dtype == "i32" or layout.pixel < _width(w.shape[1]):
         return False
     highest = int_range(layout.dtype)[1]
-    if highest > _LARGEST_INPUT or int(np.abs(winograd_transform(w)).max()) > 127:
+    if highest > form.largest_input or int(np.abs(winograd_transform(w, form.m)).max()) > form.largest_weight:
         return False
-    small = accumulator_bound(ctx, node) < _ACCUMULATOR
-    return small and choose_scale(ctx, requant, node.name, _ANCHOR_BITS) is not None
+    small = accumulator_bound(ctx, node) < form.limit
+    return small and choose_scale(ctx, requant, node.name, form.anchor_bits) is not None
 
 
 def _width(channels: int) -> int:
@@ -57,57 +131,52 @@ def _width(channels: int) -> int:
     return -(-channels // 16) * 16
 
 
-def _differences(d: list[Expr]) -> list[Expr]:
-    """Bᵀ·d of four values."""
-    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
-
-
-def _sums(m: list[Expr]) -> list[Expr]:
-    """Aᵀ·m of four values."""
-    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
-
-
 class Winograd:
     """The generator: chunks of tiles; each is transformed, multiplied position by position, and transformed
     back."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, form: Form) -> None:
         node = ctx.anchor
+        self.form = form
+        self.positions = form.alpha * form.alpha
         self.ctx, self.b, self.isa, self.lanes = ctx, ctx.b, ctx.isa, ctx.isa.lanes
         w = ctx.const(node, "w")
         self.source = ctx.stored(node.inputs[0])
         layout, out = self.source.layout, ctx.out_layout
         self.width = _width(w.shape[1])
-        self.steps = self.width // STEP
+        self.steps = self.width // form.step
         self.blocks = -(-w.shape[0] // self.lanes)
         last = w.shape[0] - (self.blocks - 1) * self.lanes
         self.exact = last if self.blocks * self.lanes > out.pixel else None
-        self.down, self.across = -(-out.shape[1] // 2), -(-out.shape[2] // 2)
+        self.down, self.across = -(-out.shape[1] // form.m), -(-out.shape[2] // form.m)
         self.shift = (layout.halo[0] - node.attrs.ints("pad")[0], layout.halo[1] - node.attrs.ints("pad")[1])
-        weights = ctx.pack("winograd_weights", node.const("w"), lanes=self.lanes, width=self.width)
-        start = ctx.pack("winograd_start", node.const("w"), node.const("b"), lanes=self.lanes)
+        constants, lanes = node.const("w"), self.lanes
+        weights = ctx.pack("winograd_weights", constants, m=form.m, lanes=lanes, width=self.width, dtype=form.weights)
+        start = ctx.pack("winograd_start", constants, node.const("b"), m=form.m, lanes=lanes)
         self.weights, self.start = ctx.constant(weights), ctx.constant(start)
-        self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name, _ANCHOR_BITS)
+        self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name, form.anchor_bits)
 
     def emit(self) -> Emitted:
         ctx, b = self.ctx, self.b
         tiles = self.down * self.across
         whole = self.blocks - (self.exact is not None)
-        tile = choose_tile(self.isa, self.blocks, 1, tiles, self.steps, self.blocks)
+        # The products of all positions stay in the first cache.
+        most = max(4, _PRODUCT_BYTES // (self.positions * self.lanes * 4))
+        tile = choose_tile(self.isa, self.blocks, 1, tiles, self.steps, self.blocks, most)
         parts = [(start, count, size, None) for start, count, size in spans(whole, tile.blocks)]
         if self.exact is not None:
             parts.append((whole, 1, 1, self.exact))
-        operations = _POSITIONS * tiles * self.blocks * self.lanes * self.width
+        operations = self.positions * tiles * self.blocks * self.lanes * self.width
         for first, chunks, size in spans(tiles, tile.cols):
             with b.loop(chunks, ctx.parallel_kind(operations, chunks)) as i:
                 base = b.let(i * size + first)
-                inputs = b.local("uint8", _POSITIONS * size * self.width)
-                products = b.local("int32", _POSITIONS * size * tile.blocks * self.lanes)
+                inputs = b.local(self.form.dtype, self.positions * size * self.width)
+                products = b.local("int32", self.positions * size * tile.blocks * self.lanes)
                 self._transform_inputs(inputs, base, size)
                 for start, count, group, exact in parts:
                     with b.loop(count) as j:
                         block = b.let(j * group + start)
-                        with b.loop(_POSITIONS) as position:
+                        with b.loop(self.positions) as position:
                             self._multiply(Tile(group, 1, size), inputs, products, block, position)
                         self._transform_outputs(Tile(group, 1, size), products, block, base, exact)
         fill_halo(ctx)
@@ -117,32 +186,38 @@ class Winograd:
         """uint8[16, size, width] from the 4×4 pixels under each tile; arithmetic modulo 256."""
         b, layout = self.b, self.source.layout
         row_bytes = layout.cols * layout.pixel
+        form, alpha = self.form, self.form.alpha
         with b.loop(size) as t:
-            top = b.let((base + t) // self.across * 2 + self.shift[0])
-            left = b.let((base + t) % self.across * 2 + self.shift[1])
-            # The last row and column of a tile that sticks out feed only outputs that are not stored.
-            rows = [b.let(tir.min(top + i, const(layout.rows - 1)) * row_bytes) for i in range(4)]
-            cols = [b.let(tir.min(left + i, const(layout.cols - 1)) * layout.pixel) for i in range(4)]
+            top = b.let((base + t) // self.across * form.m + self.shift[0])
+            left = b.let((base + t) % self.across * form.m + self.shift[1])
+            # The last rows and columns of a tile that sticks out feed only outputs that are not stored.
+            rows = [b.let(tir.min(top + i, const(layout.rows - 1)) * row_bytes) for i in range(alpha)]
+            cols = [b.let(tir.min(left + i, const(layout.cols - 1)) * layout.pixel) for i in range(alpha)]
             done = 0
             for lanes in (64, 32, 16):
                 count = (self.width - done) // lanes
-                if not count:
+                if not count or lanes * np.dtype(form.dtype).itemsize > _WIDEST:
                     continue
                 with b.loop(count) as i:
                     channel = b.let(i * lanes + done)
-                    pixels = [
-                        [b.let(b.load(self.source.buffer, row + col + channel, lanes)) for col in cols]
-                        for row in rows
-                    ]
-                    columns = [
-                        [b.let(v) for v in _differences([pixels[r][c] for r in range(4)])] for c in range(4)
-                    ]
-                    for r in range(4):
-                        for c, value in enumerate(_differences([columns[k][r] for k in range(4)])):
-                            signed = (r, c) != (1, 1)
-                            shifted = value + const(WINOGRAD_OFFSET, vec("uint8", lanes)) if signed else value
-                            b.store(inputs, ((r * 4 + c) * size + t) * self.width + channel, shifted)
+                    first = b.let(t * self.width + channel)
+                    self._transform_pixels(inputs, [row + channel for row in rows], cols, first, size, lanes)
                 done += count * lanes
+
+    def _transform_pixels(
+        self, inputs: Expr, rows: list[Expr], cols: list[Expr], first: Expr, size: int, lanes: int
+    ) -> None:
+        """The transformed tile of `lanes` channels, modulo 2^8 or 2^16."""
+        b, form, wide = self.b, self.form, vec(self.form.dtype, lanes)
+        columns = []
+        for col in cols:
+            pixels = [b.let(cast(wide, b.load(self.source.buffer, row + col, lanes))) for row in rows]
+            columns.append([b.let(v) for v in form.inputs(pixels)])
+        for r in range(form.alpha):
+            for c, value in enumerate(form.inputs([column[r] for column in columns])):
+                offset = form.dtype == "uint8" and (r, c) != (1, 1)
+                index = (r * form.alpha + c) * (size * self.width) + first
+                b.store(inputs, index, value + const(WINOGRAD_OFFSET, wide) if offset else value)
 
     def _multiply(self, tile: Tile, inputs: Expr, products: Expr, block: Expr, position: Expr) -> None:
         """int32[16, tiles, blocks·lanes]: the products of one position."""
@@ -153,68 +228,64 @@ class Winograd:
             start = b.let(b.load(self.start, index, self.lanes))
             for acc in group:
                 b.store(acc, 0, start)
-        stride = self.steps * self.lanes * STEP
+        vector = self.lanes * self.form.step
+        stride = self.steps * vector
         w0 = b.let((position * self.blocks + block) * stride)
         x0 = b.let(position * (tile.cols * self.width))
         unroll = unroll_of(tile, self.steps)
+        bytewise = self.form.step == STEP
         with b.loop(self.steps // unroll) as d:
             for u in range(unroll):
                 step = d * unroll + u
                 ws = []
                 for g in range(tile.blocks):
-                    loaded = b.load(
-                        self.weights, w0 + step * (self.lanes * STEP) + g * stride, self.lanes * STEP
-                    )
-                    ws.append(tuple(b.let(v) for v in isa.prepare_w(b.let(reinterpret(wide, loaded)))))
+                    loaded = b.let(reinterpret(wide, b.load(self.weights, w0 + step * vector + g * stride, vector)))
+                    ws.append(tuple(b.let(v) for v in isa.prepare_w(loaded)) if bytewise else (loaded,))
                 for t in range(tile.cols):
-                    four = reinterpret("int32", b.load(inputs, x0 + step * STEP + t * self.width, STEP))
-                    x = tuple(b.let(v) for v in isa.prepare_x(b.let(broadcast(four, self.lanes))))
+                    index = x0 + step * self.form.step + t * self.width
+                    few = b.let(broadcast(reinterpret("int32", b.load(inputs, index, self.form.step)), self.lanes))
+                    x = tuple(b.let(v) for v in isa.prepare_x(few)) if bytewise else (few,)
+                    dot = isa.dot4 if bytewise else isa.dot2
                     for g in range(tile.blocks):
-                        b.store(accs[g][t], 0, isa.dot4(b.load(accs[g][t], 0), x, ws[g]))
+                        b.store(accs[g][t], 0, dot(b.load(accs[g][t], 0), x, ws[g]))
         for g, group in enumerate(accs):
             for t, acc in enumerate(group):
                 index = (position * tile.cols + t) * (tile.blocks * self.lanes) + g * self.lanes
                 b.store(products, index, b.load(acc, 0))
 
-    def _transform_outputs(
-        self, tile: Tile, products: Expr, block: Expr, base: Expr, exact: int | None
-    ) -> None:
-        """Four requantized outputs of every tile and block."""
-        b = self.b
+    def _transform_outputs(self, tile: Tile, products: Expr, block: Expr, base: Expr, exact: int | None) -> None:
+        """The m×m requantized outputs of every tile and block."""
+        b, form, alpha = self.b, self.form, self.form.alpha
         _, height, width = self.ctx.out_layout.shape
         with b.loop(tile.cols) as t:
-            row = b.let((base + t) // self.across * 2)
-            col = b.let((base + t) % self.across * 2)
+            row = b.let((base + t) // self.across * form.m)
+            col = b.let((base + t) % self.across * form.m)
             with b.loop(tile.blocks) as g:
                 channel = b.let((block + g) * self.lanes)
+                first = b.let((t * tile.blocks + g) * self.lanes)
+                step = tile.cols * tile.blocks * self.lanes
+                columns = []
+                for c in range(alpha):
+                    indices = [first + (r * alpha + c) * step for r in range(alpha)]
+                    column = form.outputs([b.let(b.load(products, i, self.lanes)) for i in indices])
+                    columns.append([b.let(v) for v in column])
+                for r in range(form.m):
+                    for c, acc in enumerate(form.outputs([column[r] for column in columns])):
+                        inside = [row + r < height] if r and height % form.m else []
+                        inside += [col + c < width] if c and width % form.m else []
+                        with b.when(tir.all(*inside)) if inside else nullcontext():
+                            coords = (channel, row + r, col + c)
+                            value = self.epilogue.value(b.let(self._finish(acc)), coords, self.lanes)
+                            store(self.ctx, coords, value, exact)
 
-                def product(position: int, t: Expr = t, g: Expr = g) -> Expr:
-                    index = (position * tile.cols + t) * (tile.blocks * self.lanes) + g * self.lanes
-                    return b.let(b.load(products, index, self.lanes))
-
-                columns = [
-                    [b.let(v) for v in _sums([product(r * 4 + c) for r in range(4)])] for c in range(4)
-                ]
-                for r in range(2):
-                    for c, acc in enumerate(_sums([columns[k][r] for k in range(4)])):
-                        inside = [row + r < height] * (r == 1 and height % 2) + [col + c < width] * (
-                            c == 1 and width % 2
-                        )
-                        coords = (channel, row + r, col + c)
-                        if inside:
-                            with b.when(tir.all(*inside)):
-                                store(
-                                    self.ctx,
-                                    coords,
-                                    self.epilogue.value(b.let(acc), coords, self.lanes),
-                                    exact,
-                                )
-                        else:
-                            store(
-                                self.ctx, coords, self.epilogue.value(b.let(acc), coords, self.lanes), exact
-                            )
+    def _finish(self, acc: Expr) -> Expr:
+        """From the transformed sum to 2^anchor_bits times the convolution."""
+        if self.form.m == 2:
+            return acc
+        wide = vec("int32", self.lanes)
+        return tir.shift_right(acc * const(_INVERSE_9, wide), const(6, wide))
 
 
-def emit(ctx: Context) -> Emitted:
+def emit(ctx: Context, form: Form) -> Emitted:
     """Generate the kernel of `ctx`, for which `is_legal` holds."""
-    return Winograd(ctx).emit()
+    return Winograd(ctx, form).emit()

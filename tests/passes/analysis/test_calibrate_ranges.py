@@ -25,7 +25,7 @@ TARGET = Target("none", "", "")
 
 
 def relu_net(width: int = 16) -> Graph:
-    """x → linear (identity) → relu → max over pairs is not needed: → linear → y."""
+    """x → first (identity) → relu → last (three of its elements)."""
     b = GraphBuilder("net", "float")
     x = b.input("x", TensorType((-1, width), "f32"))
     eye = np.eye(width, dtype=np.float32)
@@ -149,13 +149,18 @@ class TestPass:
     def test_methods_differ_as_they_should(self) -> None:
         x = gaussian()
         x[0, 0] = 60.0  # one outlier
-        everything, least, inner = (
-            calibrate(x, method=m)["relu"].clip for m in ("minmax", "mse", "percentile")
-        )
+        everything, least, inner = (calibrate(x, method=m)["relu"].clip for m in ("minmax", "mse", "percentile"))
         assert everything[4][1] == everything[8][1] == 60.0
         assert least[4][1] < 12
         assert inner[4][1] == inner[8][1] < 8
+        assert least[4][1] < least[8][1]
         assert calibrate(x, method="percentile", percentile=100.0)["relu"].clip == everything
+
+    def test_values_no_layer_reads_keep_everything_seen(self) -> None:
+        x = gaussian()
+        x[0, 0] = 60.0
+        range_ = calibrate(x)["last"]
+        assert set(range_.clip.values()) == {(range_.lo, range_.hi)}
 
     def test_constant_activation(self) -> None:
         range_ = calibrate(np.zeros((8, 16), np.float32))["relu"]

@@ -75,17 +75,10 @@ def test_fuse_unary_diamond() -> None:
 
 
 def test_fuse_unary_hard_swish_spelled_out() -> None:
-    net = (
-        Net()
-        .conv2d("c", "x", w=W)
-        .affine("p", "c", scale=one(1), shift=one(3))
-        .clip("q", "p", lo=0.0, hi=6.0)
-    )
+    net = Net().conv2d("c", "x", w=W).affine("p", "c", scale=one(1), shift=one(3)).clip("q", "p", lo=0.0, hi=6.0)
     net.mul("m", "c", "q").affine("y", "m", scale=one(1 / 6), shift=one(0))
     graph, _ = apply("fuse-unary", net.out(y="y"))
-    assert (
-        lines(graph)[1] == '%y = unary(%c) {expr="(mul (mul x (min (max (add x 3.0) 0.0) 6.0)) 0.16666667)"}'
-    )
+    assert lines(graph)[1] == '%y = unary(%c) {expr="(mul (mul x (min (max (add x 3.0) 0.0) 6.0)) 0.16666667)"}'
 
 
 def test_fuse_unary_chain_with_a_prelu_and_a_square() -> None:
@@ -98,12 +91,7 @@ def test_fuse_unary_leaves_what_is_free_behind_a_layer() -> None:
     net = Net().conv2d("c", "x", w=W).clip("r", "c", lo=0.0).unary("t", "r", expr="(tanh x)")
     graph, _ = apply("fuse-unary", net.out(y="t"))
     assert [node.op for node in graph.nodes] == ["conv2d", "clip", "unary"]
-    net = (
-        Net()
-        .conv2d("c", "x", w=W)
-        .affine("a", "c", scale=one(2), shift=one(1))
-        .unary("t", "a", expr="(tanh x)")
-    )
+    net = Net().conv2d("c", "x", w=W).affine("a", "c", scale=one(2), shift=one(1)).unary("t", "a", expr="(tanh x)")
     graph, _ = apply("fuse-unary", net.out(y="t"))
     assert [node.op for node in graph.nodes] == ["conv2d", "affine", "unary"]
 
@@ -121,12 +109,7 @@ def test_fuse_unary_leaves_functions_of_two_values(slope: Any) -> None:
 
 
 def test_fuse_unary_starts_from_what_branches_share() -> None:
-    net = (
-        Net()
-        .unary("e", "x", expr="(exp x)")
-        .unary("t", "e", expr="(tanh x)")
-        .unary("s", "e", expr="(sqrt x)")
-    )
+    net = Net().unary("e", "x", expr="(exp x)").unary("t", "e", expr="(tanh x)").unary("s", "e", expr="(sqrt x)")
     graph, _ = apply("fuse-unary", net.add("y", "t", "s").out(y="y"))
     assert lines(graph)[0] == '%y = unary(%x) {expr="(add (tanh (exp x)) (sqrt (exp x)))"}'
 
@@ -162,9 +145,7 @@ def test_fold_affine_makes_a_layer_where_padding_sees_the_shift() -> None:
     assert report.refused == ("a becomes a depthwise conv2d: no layer next to it can take it up",)
 
 
-@pytest.mark.parametrize(
-    ("sample", "scale"), [((5,), array(5)), ((3, 5), array(3, 5)), ((4, 8, 8), array(4, 8, 8))]
-)
+@pytest.mark.parametrize(("sample", "scale"), [((5,), array(5)), ((3, 5), array(3, 5)), ((4, 8, 8), array(4, 8, 8))])
 def test_fold_affine_of_any_rank(sample: tuple[int, ...], scale: Any) -> None:
     net = Net(*sample).affine("a", "x", scale=scale, shift=scale)
     graph, _ = apply("fold-affine", net.out(y="a"))
@@ -178,9 +159,7 @@ def test_merge_clips() -> None:
 
 
 def test_merge_clips_that_do_not_overlap() -> None:
-    graph, _ = apply(
-        "merge-clips", Net().clip("a", "x", lo=-0.25, hi=0.0).clip("b", "a", lo=0.5, hi=0.75).out(y="b")
-    )
+    graph, _ = apply("merge-clips", Net().clip("a", "x", lo=-0.25, hi=0.0).clip("b", "a", lo=0.5, hi=0.75).out(y="b"))
     assert (graph.nodes[0].attrs["lo"], graph.nodes[0].attrs["hi"]) == (0.5, 0.5)
 
 
@@ -225,12 +204,7 @@ def test_normalize_pooling_leaves_other_padding(attrs: dict[str, Any]) -> None:
 
 
 def test_drop_noop_movement() -> None:
-    net = (
-        Net()
-        .reshape("r", "x", shape=(-1, 4, 8, 8))
-        .concat("k", "r", axis=1)
-        .transpose("t", "k", perm=(0, 1, 2, 3))
-    )
+    net = Net().reshape("r", "x", shape=(-1, 4, 8, 8)).concat("k", "r", axis=1).transpose("t", "k", perm=(0, 1, 2, 3))
     net.slice("s", "t", starts=(0, 0, 0), ends=(4, 8, 8), steps=(1, 1, 1)).pad("p", "s", pads=(0,) * 6)
     net.resize("z", "p", rows=tuple(range(8)), cols=tuple(range(8))).clip("c", "z", lo=0.0)
     graph, _ = apply("drop-noop-movement", net.out(y="c"))

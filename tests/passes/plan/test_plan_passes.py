@@ -103,9 +103,7 @@ def test_peak_of_activations() -> None:
     result = SolveBits(activations=340).run(noted(), ctx)
     assert bits_of(result) == {"stem": (8, 8), "left": (8, 4), "right": (8, 4), "head": (8, 8)}
     assert result.report.facts["predicted"][0]["activations"] == 250
-    with pytest.raises(
-        InfeasibleError, match="activations 200 B: the plan with the smallest peak needs 250 B"
-    ):
+    with pytest.raises(InfeasibleError, match="activations 200 B: the plan with the smallest peak needs 250 B"):
         SolveBits(activations=200).run(noted(), ctx)
     with pytest.raises(UsageError, match="activation_terms"):
         SolveBits(activations=340).run(noted(), context())

@@ -36,9 +36,7 @@ def residual_net() -> Graph:
     """x → l1 → relu (r1) → (l2 + r1) → relu (r2) → l3: r1 is read by a layer and an addition."""
     b = GraphBuilder("net", "float")
     x = b.input("x", TensorType((-1, 6), "f32"))
-    h = b.add(
-        "clip", [b.add("linear", [x], name="l1", consts={"w": W["l1"], "b": B})], name="r1", attrs={"lo": 0.0}
-    )
+    h = b.add("clip", [b.add("linear", [x], name="l1", consts={"w": W["l1"], "b": B})], name="r1", attrs={"lo": 0.0})
     s = b.add("add", [b.add("linear", [h], name="l2", consts={"w": W["l2"]}), h], name="sum")
     s = b.add("clip", [s], name="r2", attrs={"lo": 0.0})
     b.output("y", b.add("linear", [s], name="l3", consts={"w": W["l3"]}))
@@ -85,9 +83,7 @@ def softmax(z: Array) -> Array:
 
 class TestSimulator:
     @pytest.mark.parametrize("bits", [plan(8, 8), plan(4, 4), plan(3, 8, l2=(6, 5)), plan(8, 4, l3=(2, 6))])
-    def test_rounds_what_integerize_rounds(
-        self, ranges: dict[str, Range], bits: dict[str, BitChoice]
-    ) -> None:
+    def test_rounds_what_integerize_rounds(self, ranges: dict[str, Range], bits: dict[str, BitChoice]) -> None:
         found = simulator(ranges).outputs(bits)["y"]
         expected = by_hand(ranges, bits)
         # Single elements may fall to the other side of a rounding boundary in float32.
