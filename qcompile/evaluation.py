@@ -17,7 +17,8 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 def evaluate_batches(run: Run, data: Dataset, source: Graph | None) -> dict[str, Any]:
     """Compare outputs with labels and with the float network.
 
-    The class axis is axis 1 of the first output, so segmentation and detection maps count per position.
+    The class axis is axis 1 of the first output (images are NCHW, so segmentation maps count per position), and the
+    last axis of outputs of rank 3 (one row of scores per anchor).
 
     Returns:
         n: samples; top1: fraction whose largest output is the label (None without labels); agreement: fraction of
@@ -29,14 +30,15 @@ def evaluate_batches(run: Run, data: Dataset, source: Graph | None) -> dict[str,
     for batch in data():
         inputs = {name: array for name, array in batch.items() if name != LABELS}
         y = next(iter(run(inputs).values()))
-        best = y.argmax(axis=1)
+        axis = -1 if y.ndim == 3 else 1
+        best = y.argmax(axis=axis)
         n += len(y)
         if data.has_labels:
             labels = np.asarray(batch[LABELS])
             hits += int((best == labels).sum())
             loss += float(_cross_entropy(y, labels).sum())
         if source is not None:
-            real = next(iter(float_exec.run(source, inputs).values())).argmax(axis=1)
+            real = next(iter(float_exec.run(source, inputs).values())).argmax(axis=axis)
             agreed += int((best == real).sum())
             positions += real.size
     return {

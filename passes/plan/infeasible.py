@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 
@@ -60,9 +61,7 @@ def _over(limit: ilp.Limit, best: Fraction | None) -> bool:
 
 def _sentence(limit: ilp.Limit, best: Fraction | None, others: tuple[ilp.Limit, ...] = ()) -> str:
     assert best is not None  # `_over` has seen it
-    wanted, possible = _show(limit.name, limit.bound), _show(limit.name, best)
-    if wanted == possible:
-        wanted, possible = _precise(limit.name, limit.bound), _precise(limit.name, best)
+    wanted, possible = _show(limit.name, limit.bound), _possible(limit.name, best)
     subject, verb = _PHRASES[limit.name]
     if others:
         subject += f" that keeps {' and '.join(f'{o.name} {_show(o.name, o.bound)}' for o in others)}"
@@ -73,6 +72,11 @@ def _show(name: str, value: Fraction) -> str:
     return format_seconds(float(value)) if name == "latency" else format_bytes(float(value))
 
 
-def _precise(name: str, value: Fraction) -> str:
-    """For two values that look alike in three digits."""
-    return f"{float(value) * 1e3:.9g} ms" if name == "latency" else f"{int(value)} B"
+def _possible(name: str, value: Fraction) -> str:
+    """A value that works when it is given as the limit: exact bytes, milliseconds rounded up in the fifth digit."""
+    if name != "latency":
+        size = math.ceil(value)
+        return f"{size} B" if size < 1024 else f"{size} B ({format_bytes(size)})"
+    ms = float(value) * 1e3
+    digits = 4 - math.floor(math.log10(ms)) if ms > 0 else 0
+    return f"{math.ceil(ms * 10**digits) / 10**digits:.10g} ms"

@@ -39,6 +39,9 @@ class _Broken:
 _BROKEN = _Broken()
 
 
+SINGLE_INPUT = "input"
+
+
 def supported_ops() -> tuple[str, ...]:
     """Names of the torch functions that can be captured."""
     return tuple(sorted(name for name in TORCH_OPS if not name.startswith("_") and not name.endswith("_")))
@@ -55,6 +58,8 @@ def walk(
 
     Args:
         placeholders: placeholder name → the input's shape with a batch of 1, or the parameter it stands for.
+            A single input is called `input`, as ONNX exports of one-input networks commonly are; several keep the
+            names of the arguments.
         attribute: the tensor a `get_attr` node names.
         bind: the operator's name and arguments of a call node.
 
@@ -66,10 +71,12 @@ def walk(
     found: dict[fx.Node, Any] = {}
     problems: list[Problem] = []
     outputs: list[Any] = []
+    single = sum(not isinstance(given, Param) for given in placeholders.values()) == 1
     for node in graph.nodes:
         if node.op == "placeholder":
             given = placeholders[node.name]
-            found[node] = given if isinstance(given, Param) else emit.input(node.name, given)
+            port = SINGLE_INPUT if single else node.name
+            found[node] = given if isinstance(given, Param) else emit.input(port, given)
         elif node.op == "get_attr":
             found[node] = Param(attribute(str(node.target)), str(node.target))
         elif node.op == "output":

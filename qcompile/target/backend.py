@@ -22,8 +22,8 @@ class Measurement:
 
 
 def enough_runs(seconds: float) -> int:
-    """How many calls of about `seconds` make a steady median: one second's worth, 20 to 2000."""
-    return int(min(2000, max(20, 1.0 / max(seconds, 1e-9))))
+    """How many calls of about `seconds` make a steady median: half a second's worth, 20 to 2000."""
+    return int(min(2000, max(20, 0.5 / max(seconds, 1e-9))))
 
 
 class Executable(Protocol):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompile.ir import Array
 
@@ -112,7 +113,7 @@ def direct(w: Array, groups: int, lanes: int, merged: bool) -> Array:
     return split.transpose(0, 2, 3, 4, 1, 5)
 
 
-WINOGRAD_G: Mapping[int, Array] = {
+WINOGRAD_G: Mapping[int, NDArray[np.int32]] = {
     2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=np.int32),
     4: np.array([[1, 0, 0], [-1, -1, -1], [-1, 1, -1], [1, 2, 4], [1, -2, 4], [0, 0, 1]], dtype=np.int32),
 }

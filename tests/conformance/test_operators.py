@@ -15,6 +15,7 @@ from passes.lower.plan_memory import plan_program
 from qcompile.semantics import interp
 from qcompile.target.program import Program
 from targets._tvm.cpu import CpuBackend
+from targets._tvm.float_scan import assembly_float_operations
 from targets.x86_64.backend import X86Avx2, X86Vnni
 from targets.x86_64.target import X86_AVX2, X86_VNNI
 
@@ -41,8 +42,13 @@ def choices(backend: CpuBackend, program: Program, variant: str) -> dict[str, st
     return {name: variant if variant in names else names[0] for name, names in offered.items()}
 
 
-@pytest.mark.parametrize("channel_block", [16, 1], ids=["padded", "tight"])
-@pytest.mark.parametrize("variant", ["preferred", "madd", "winograd-2", "winograd-4", "generic"])
+LAYOUTS = [("preferred", 16), ("preferred", 1), ("generic", 16), ("generic", 1)]
+"""(implementation, channel block): padded pixels, and pixels of exactly C channels."""
+
+SPECIAL = [("madd", 16), ("winograd-2", 1), ("winograd-4", 16)]
+
+
+@pytest.mark.parametrize(("variant", "channel_block"), LAYOUTS + SPECIAL)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_equals_interpreter(name: str, family: str, variant: str, channel_block: int, tmp_path: Path) -> None:
@@ -61,6 +67,31 @@ def test_equals_interpreter(name: str, family: str, variant: str, channel_block:
     expected = interp.run(graph, inputs)
     wrong = [o.name for o, y in zip(graph.outputs, results, strict=True) if not np.array_equal(y, expected[o.name])]
     assert wrong == []
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_library_is_deterministic_and_integer_only(name: str, tmp_path: Path) -> None:
+    backend = backend_of(name, 16)
+    cases = Cases()
+    FAMILIES["winograd"](cases)
+    program = plan_program(cases.graph(), backend.target)
+    built = [backend.build(program, tmp_path / folder) for folder in ("a", "b")]
+    assert built[0] == built[1]
+    for file in ("library.so", "kernels.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert backend.float_operations(tmp_path / "a", program) == []
+
+
+def test_float_scan_tells_arithmetic_from_moves() -> None:
+    lines = (
+        "vmovups %zmm0, (%rdi)",
+        "vpaddd %zmm0, %zmm1, %zmm2",
+        "vaddps %zmm0, %zmm1, %zmm2",
+        "vcvtdq2ps %zmm0, %zmm1",
+    )
+    listing = "".join(f"\t{line}\n" for line in lines)
+    found = assembly_float_operations("f", listing, "x86_64")
+    assert found == ["f: vaddps", "f: vcvtdq2ps"]
 
 
 def test_catalogue_is_covered() -> None:

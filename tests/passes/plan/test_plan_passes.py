@@ -179,16 +179,16 @@ def test_a_pin_to_something_not_offered() -> None:
         ),
         (
             {"latency": 1.9999e-3}, {},
-            "latency 1.9999 ms: the fastest plan takes 2 ms\n"
+            "latency 2 ms: the fastest plan takes 2 ms\n"
             "  hint: raise the limit, or allow smaller bit widths",
         ),
         (
             {"memory": 2499}, {"pins": {"head": (8, 8)}},
-            "memory 2499 B: the smallest plan takes 2500 B\n  hint: raise the limit, or pin fewer layers",
+            "memory 2.44 KiB: the smallest plan takes 2500 B (2.44 KiB)\n  hint: raise the limit, or pin fewer layers",
         ),
         (
             {"latency": 1e-3, "memory": 1024}, {},
-            "latency 1 ms: the fastest plan takes 2 ms; memory 1 KiB: the smallest plan takes 1.95 KiB\n"
+            "latency 1 ms: the fastest plan takes 2 ms; memory 1 KiB: the smallest plan takes 2000 B (1.95 KiB)\n"
             "  hint: raise the limits, or allow smaller bit widths",
         ),
     ],
@@ -209,7 +209,7 @@ def test_limits_that_only_conflict_with_each_other() -> None:
         SolveBits(latency=4.5e-3, memory=3072).run(source.with_notes(notes), context())
     assert error.value.message == (
         "latency 4.5 ms: the fastest plan that keeps memory 3 KiB takes 5 ms; "
-        "memory 3 KiB: the smallest plan that keeps latency 4.5 ms takes 3.42 KiB"
+        "memory 3 KiB: the smallest plan that keeps latency 4.5 ms takes 3500 B (3.42 KiB)"
     )
 
 
