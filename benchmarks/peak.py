@@ -26,8 +26,8 @@ def available() -> bool:
 def _dot_product(register: int) -> bytes:
     """`vpdpbusd zmm<register>, zmm30, zmm31`, EVEX-encoded."""
     high, highest = register >> 3 & 1, register >> 4 & 1
-    extensions = (1 - high) << 7 | (1 - highest) << 4 | 0b010  # zmm31 as operand needs both other bits cleared
-    return bytes((0x62, extensions, 0x05, 0x40, 0x50, 0xC0 | (register & 7) << 3 | 7))
+    extensions = (1 - high) << 7 | (1 - highest) << 4 | 0b010  # cleared bits stand for 1: zmm31 is the operand
+    return bytes((0x62, extensions, 0x0D, 0x40, 0x50, 0xC0 | (register & 7) << 3 | 7))
 
 
 def machine_code() -> bytes:

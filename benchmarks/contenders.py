@@ -1,0 +1,72 @@
+"""Who is compared: an engine, the file it runs, and what it may use of the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+VNNI = "AVX512_CORE_VNNI"
+BF16 = "AVX512_CORE_BF16"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Attributes:
+        name: of the row.
+        engine: a key of `benchmarks.engines.ENGINES`.
+        model: file in the network's folder (`benchmarks.prepare`).
+        precision: of what is not quantised (OpenVINO).
+        isa: cap of oneDNN's instruction sets (OpenVINO).
+        amx: whether the engine may use AMX; a row with it only exists where the processor has AMX.
+        needs: instruction set without which the row is pointless.
+    """
+
+    name: str
+    engine: str
+    model: str
+    precision: str = "f32"
+    isa: str | None = None
+    amx: bool = False
+    needs: str | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        return self.engine == "qcompile"
+
+    @property
+    def is_int8_peer(self) -> bool:
+        return "int8" in self.name and not self.is_ours
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {} if self.isa is None else {"ONEDNN_MAX_CPU_ISA": self.isa}
+
+
+PEAK = Contender("peak", "peak", "", needs="avx512_vnni")
+
+CONTENDERS = (
+    Contender("qcompile w8a8", "qcompile", "w8a8.qc"),
+    Contender("qcompile 70 %", "qcompile", "budget.qc"),
+    Contender("qcompile fastest", "qcompile", "fastest.qc"),
+    Contender("onnxruntime fp32", "onnxruntime", "fixed.onnx"),
+    Contender("onnxruntime int8 qdq", "onnxruntime", "qdq.onnx"),
+    Contender("onnxruntime int8 qoperator", "onnxruntime", "qoperator.onnx"),
+    Contender("openvino fp32", "openvino", "fixed.onnx", isa=VNNI),
+    Contender("openvino bf16", "openvino", "fixed.onnx", "bf16", BF16, needs="avx512_bf16"),
+    Contender("openvino int8", "openvino", "nncf.xml", isa=VNNI),
+    Contender("onnxruntime int8 qdq + amx", "onnxruntime", "qdq.onnx", amx=True, needs="amx_int8"),
+    Contender("openvino bf16 + amx", "openvino", "fixed.onnx", "bf16", amx=True, needs="amx_bf16"),
+    Contender("openvino int8 + amx", "openvino", "nncf.xml", amx=True, needs="amx_int8"),
+)
+
+
+def chosen(flags: Iterable[str], names: Iterable[str] = ()) -> list[Contender]:
+    """The rows that make sense on a processor with these features; of them those whose names start as given."""
+    have, starts = set(flags), tuple(names)
+    return [
+        c
+        for c in CONTENDERS
+        if (c.needs is None or c.needs in have) and (not starts or c.is_ours or c.name.startswith(starts))
+    ]

@@ -1,0 +1,137 @@
+"""Time qcompile beside its peers, batch 1: `python -m benchmarks.latency`.  See README.md in this folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks import contenders, report
+from benchmarks.conditions import conditions, cpu_flags
+from benchmarks.contenders import Contender
+from benchmarks.pool import ROOT, Worker, WorkerError
+from benchmarks.prepare import PREPARED, pack_networks
+
+IMAGENET = ("resnet18", "resnet50", "mobilenetv2")
+ROUNDS, QUICK_ROUNDS = 9, 3
+TURN_SECONDS, QUICK_TURN_SECONDS = 0.4, 0.15
+CALLS = (5, 2000)
+"""Least and most calls of a turn."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=(__doc__ or "").split("\n")[0])
+    made.add_argument("--networks", help="names, separated by commas; by default all")
+    made.add_argument("--engines", default="", help="beginnings of row names; by default all")
+    made.add_argument("--threads", default="1", help="thread counts, separated by commas")
+    made.add_argument("--pack", type=Path, help="folder of the data pack; adds its convolutional networks")
+    made.add_argument("--rounds", type=int, help=f"turns of each engine; {ROUNDS}, with --quick {QUICK_ROUNDS}")
+    made.add_argument("--quick", action="store_true", help="fewer and shorter turns")
+    made.add_argument("--tuned", action="store_true", help="qcompile: choose kernels by measuring them")
+    made.add_argument("--plans", action="store_true", help="qcompile: also planned bit widths (implies --tuned)")
+    made.add_argument("--peer-python", default=sys.executable, help="interpreter of the peers' environment")
+    made.add_argument("--work", type=Path, default=Path("build/bench"), help="folder for models and artifacts")
+    made.add_argument("--no-prepare", action="store_true", help="time what an earlier run has prepared")
+    made.add_argument("--json", type=Path, help="file for all figures and their conditions")
+    return made
+
+
+def prepare(network: str, options: argparse.Namespace) -> str | None:
+    """Make a network's files in a process of its own; what went wrong, or None."""
+    command = [sys.executable, "-m", "benchmarks.prepare", network, str((options.work / network).resolve())]
+    command += ["--peer-python", options.peer_python]
+    command += [f"--{name}" for name in ("tuned", "plans") if getattr(options, name)]
+    if options.pack is not None:
+        command += ["--pack", str(options.pack.resolve())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+    return said[-1] if done.returncode else None
+
+
+def calls_for(seconds: float, turn: float) -> int:
+    """How many calls of about `seconds` fill a turn."""
+    return int(min(CALLS[1], max(CALLS[0], turn / max(seconds, 1e-9))))
+
+
+def start(contender: Contender, folder: Path, threads: int, peer_python: str) -> Worker:
+    """Raises WorkerError where the contender does not run here."""
+    model = folder / contender.model
+    if not model.exists():
+        raise WorkerError("not prepared")
+    command = [contender.engine, str(model.resolve()), "--threads", str(threads), "--precision", contender.precision]
+    if not contender.amx:
+        command.append("--no-amx")
+    ours = contender.engine in ("qcompile", "peak")
+    return Worker(command, sys.executable if ours else peer_python, contender.environment)
+
+
+def race(
+    network: str, folder: Path, entrants: Sequence[Contender], threads: int, *, rounds: int, turn: float, peers: str
+) -> report.Result:
+    """Time the contenders in turns, round after round."""
+    prepared = json.loads((folder / PREPARED).read_text())
+    rows = [report.Row(c, note=prepared["notes"].get(c.model, "")) for c in entrants]
+    result = report.Result(network, threads, prepared["macs"], rows)
+    with ExitStack() as stack:
+        running: list[tuple[report.Row, Worker, int]] = []
+        for row in rows:
+            try:
+                worker = stack.enter_context(start(row.contender, folder, threads, peers))
+            except WorkerError as error:
+                row.note = row.note or str(error)[:100]
+                continue
+            row.amx = worker.ready["amx"]
+            row.facts = {key: worker.ready[key] for key in ("packages", "facts")}
+            running.append((row, worker, calls_for(worker.ready["seconds"], turn)))
+        try:
+            peak = stack.enter_context(start(contenders.PEAK, folder, 1, peers))
+        except WorkerError:
+            peak = None
+        for _ in range(rounds):
+            result.load.append(os.getloadavg()[0])
+            for row, worker, calls in running:
+                row.seconds.append(worker.time(calls))
+            if peak is not None:
+                result.peak_gops.append(peak.ready["facts"]["ops"] / peak.time(50) * 1e-9)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare, race, print."""
+    options = parser().parse_args(arguments)
+    named = [name for name in (options.networks or "").split(",") if name]
+    networks = named or [*IMAGENET, *(pack_networks(options.pack) if options.pack is not None else ())]
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    turn = QUICK_TURN_SECONDS if options.quick else TURN_SECONDS
+    entrants = contenders.chosen(cpu_flags(), [name for name in options.engines.split(",") if name])
+    if not options.plans:
+        entrants = [c for c in entrants if not c.is_ours or c.model == "w8a8.qc"]
+    machine, results, failed = conditions(), [], []
+    print(json.dumps(machine), flush=True)
+    for network in networks:
+        if not options.no_prepare and (problem := prepare(network, options)):
+            failed.append(f"{network}: {problem}")
+            continue
+        for threads in map(int, options.threads.split(",")):
+            result = race(
+                network, options.work / network, entrants, threads, rounds=rounds, turn=turn, peers=options.peer_python
+            )
+            results.append(result)
+            print(f"\n{report.format_result(result)}", flush=True)
+            if options.json is not None:
+                options.json.write_text(json.dumps(report.to_json(machine, results), indent=1))
+    if results:
+        print(f"\n### qcompile beside the best int8 peer\n\n{report.format_summary(results)}")
+    for line in failed:
+        print(f"not prepared: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""From times to a table: medians, ratios to the best int8 peer, shares of the int8 dot-product peak."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from benchmarks.contenders import Contender
+
+
+@dataclass
+class Row:
+    """One contender on one network.
+
+    Attributes:
+        contender: who.
+        seconds: median of each round; empty where it did not run.
+        amx: whether the process held AMX tile registers.
+        note: why it did not run, or what is special.
+        facts: what the worker said about itself.
+    """
+
+    contender: Contender
+    seconds: list[float] = field(default_factory=list)
+    amx: bool = False
+    note: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float | None:
+        """Seconds; None where it did not run."""
+        return statistics.median(self.seconds) if self.seconds else None
+
+    @property
+    def spread(self) -> float:
+        """Slowest round less fastest, relative to the median."""
+        return (max(self.seconds) - min(self.seconds)) / statistics.median(self.seconds) if self.seconds else 0.0
+
+
+@dataclass
+class Result:
+    """All contenders on one network with so many threads, round by round side by side.
+
+    Attributes:
+        peak_gops: of one core in each round; empty where it cannot be measured.
+        macs: multiply-adds of convolutions and linear layers, as a direct kernel does them.
+        load: load average before each round.
+    """
+
+    network: str
+    threads: int
+    macs: int
+    rows: list[Row]
+    peak_gops: list[float] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+
+    def best_peer(self, *, amx: bool) -> Row | None:
+        """The fastest int8 peer that does without AMX, or the fastest of all."""
+        peers = [r for r in self.rows if r.contender.is_int8_peer and r.seconds and (amx or not r.amx)]
+        return min(peers, key=lambda r: r.median or 0.0, default=None)
+
+    def share_of_peak(self, row: Row) -> float | None:
+        """Direct multiply-adds in its median time, relative to what all its cores can do; may exceed one."""
+        if not self.peak_gops or row.median is None:
+            return None
+        return 2e-9 * self.macs / row.median / (statistics.median(self.peak_gops) * self.threads)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        rows = []
+        for row in self.rows:
+            ratios = {name: ratio(row, self.best_peer(amx=amx)) for name, amx in (("vnni", False), ("any", True))}
+            rows.append({**asdict(row), "median": row.median, "ratio": ratios, "peak_share": self.share_of_peak(row)})
+        return {
+            "network": self.network, "threads": self.threads, "macs": self.macs, "peak_gops": self.peak_gops,
+            "load": self.load, "rows": rows,
+        }  # fmt: skip
+
+
+def ratio(row: Row, peer: Row | None) -> float | None:
+    """Time of a row over that of a peer: the median over the rounds, each of which saw the same machine."""
+    if peer is None or not row.seconds or len(row.seconds) != len(peer.seconds):
+        return None
+    return statistics.median(a / b for a, b in zip(row.seconds, peer.seconds, strict=True))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column and the last to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = {0, len(widths) - 1}
+
+    def text(cells: Sequence[str]) -> str:
+        padded = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join("-" * (w + 1) + ("-" if i in left else ":") for i, w in enumerate(widths))
+    return "\n".join((text(lines[0]), f"|{rule}|", *map(text, lines[1:])))
+
+
+def format_result(result: Result) -> str:
+    """The table of one network."""
+    vnni, any_ = result.best_peer(amx=False), result.best_peer(amx=True)
+    lines = [("engine", "ms", "spread", "/ int8 peer", "/ with amx", "of peak", "notes")]
+    for row in result.rows:
+        notes = [note for note in ("amx" if row.amx else "", row.note) if note]
+        notes += ["best int8 peer"] if row is vnni else []
+        share = result.share_of_peak(row)
+        lines.append(
+            (
+                row.contender.name,
+                _number(None if row.median is None else row.median * 1e3, 3),
+                f"{100 * row.spread:.0f} %" if row.seconds else "-",
+                _number(ratio(row, vnni), 2),
+                _number(ratio(row, any_), 2),
+                "-" if share is None else f"{100 * share:.0f} %",
+                "; ".join(notes),
+            )
+        )
+    peak = f"peak {statistics.median(result.peak_gops):.0f} GOPS a core" if result.peak_gops else "peak not measured"
+    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
+    load = f", load {max(result.load):.1f}" if result.load else ""
+    title = f"{result.network}, {threads}, {result.macs / 1e6:.1f} M multiply-adds, {peak}{load}"
+    return f"### {title}\n\n{table(lines)}\n"
+
+
+def format_summary(results: Sequence[Result]) -> str:
+    """qcompile beside the best int8 peer, one line for each network."""
+    lines = [("network", "threads", "qcompile ms", "peer ms", "ratio", "ratio with amx", "peer")]
+    for result in results:
+        ours = next((r for r in result.rows if r.contender.is_ours), None)
+        vnni, any_ = result.best_peer(amx=False), result.best_peer(amx=True)
+        if ours is None or ours.median is None:
+            continue
+        peer = None if vnni is None else vnni.median
+        lines.append(
+            (
+                result.network, str(result.threads), _number(ours.median * 1e3, 3),
+                _number(None if peer is None else peer * 1e3, 3), _number(ratio(ours, vnni), 2),
+                _number(ratio(ours, any_), 2), "-" if vnni is None else vnni.contender.name,
+            )
+        )  # fmt: skip
+    return table(lines)
+
+
+def to_json(conditions: Mapping[str, Any], results: Sequence[Result]) -> dict[str, Any]:
+    """The file `--json` writes."""
+    return {"conditions": dict(conditions), "results": [result.to_json() for result in results]}
