@@ -18,10 +18,10 @@ RESNET  := models/digits_resnet
 MOBILE  := models/digits_mobilenet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test test-slow check format clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -49,6 +49,9 @@ demo: $(STAMP)  ## compile, verify, evaluate and time the two digit networks
 
 test: $(STAMP)  ## run all tests, as CI does
 	$(BIN)/python -m pytest -n $(JOBS)
+
+test-slow: $(STAMP)  ## the tests that take minutes: accuracy of whole networks on real data
+	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ Every engine imports its own package when it loads, because each runs in an envi
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -87,8 +88,7 @@ def load_onnxruntime(model: Path, threads: int, precision: str) -> Loaded:
 
 def load_openvino(model: Path, threads: int, precision: str) -> Loaded:
     """An ONNX or OpenVINO file on one latency-bound stream; precision `f32` or `bf16` of what is not quantised."""
-    import openvino
-
+    openvino: Any = importlib.import_module("openvino")
     core = openvino.Core()
     compiled = core.compile_model(
         core.read_model(model),

@@ -20,14 +20,16 @@ class Timed:
 
     Attributes:
         name: the value it produces.
-        what: operator, shapes and the like, for people.
+        kind: operator and size.
+        shapes: what it reads and writes.
         variant: its implementation.
         seconds: median.
         macs: multiply-adds with weights, as a direct kernel does them.
     """
 
     name: str
-    what: str
+    kind: str
+    shapes: str
     variant: str
     seconds: float
     macs: int
@@ -38,21 +40,22 @@ class Timed:
         return 2e-9 * self.macs / self.seconds
 
 
-def describe(program: Any, kernel: Any) -> str:
-    """Such as `conv2d 3x3/2 56x56x64 -> 28x28x128 g1 +add`."""
+def kind_of(program: Any, kernel: Any) -> str:
+    """Operator and size, such as `3x3/2 depthwise conv2d`."""
     anchor = kernel.anchor
-    shape = "x".join(map(str, program.buffers[kernel.name].layout.shape))
-    read = "x".join(map(str, program.buffers[kernel.inputs[0]].layout.shape))
-    text = f"{anchor.op} {read} -> {shape}"
-    roles = dict(anchor.consts)
-    if anchor.op == "conv2d":
-        size = "x".join(map(str, program.graph.consts[roles["w"]].shape[2:]))
-        stride = anchor.attrs.get("stride", (1, 1))
-        text = f"{size}/{max(stride)} {text}"
-        groups = anchor.attrs.get("groups", 1)
-        text += f" groups {groups}" if groups > 1 else ""
-    added = len(kernel.inputs) - 1
-    return text + (f" +{added} read" if added else "")
+    if anchor.op != "conv2d":
+        return str(anchor.op)
+    size = "x".join(map(str, program.graph.consts[dict(anchor.consts)["w"]].shape[2:]))
+    stride, groups = max(anchor.attrs.get("stride", (1, 1))), anchor.attrs.get("groups", 1)
+    grouped = "" if groups == 1 else "depthwise " if groups == anchor.type.sample[0] else "grouped "
+    return f"{size}{f'/{stride}' if stride > 1 else ''} {grouped}conv2d"
+
+
+def shapes_of(program: Any, kernel: Any) -> str:
+    """What is read first and what is written, such as `64x56x56 -> 128x28x28`, and how much else is read."""
+    read, written = (program.buffers[v].layout.shape for v in (kernel.inputs[0], kernel.name))
+    more = len(kernel.inputs) - 1
+    return f"{'x'.join(map(str, read))} -> {'x'.join(map(str, written))}" + (f", {more} more read" if more else "")
 
 
 def time_kernels(artifact: Any, threads: int) -> list[Timed]:
@@ -62,10 +65,10 @@ def time_kernels(artifact: Any, threads: int) -> list[Timed]:
 
     program = lower_again(artifact)
     measured = artifact.backend.measure([(kernel, program) for kernel in program.kernels], threads)
-    found = [
-        Timed(k.name, describe(program, k), k.variant, m.median, node_macs(program.graph, k.anchor))
-        for k, m in zip(program.kernels, measured, strict=True)
-    ]
+    found = []
+    for k, m in zip(program.kernels, measured, strict=True):
+        macs = node_macs(program.graph, k.anchor)
+        found.append(Timed(k.name, kind_of(program, k), shapes_of(program, k), k.variant, m.median, macs))
     return sorted(found, key=lambda timed: -timed.seconds)
 
 
@@ -73,25 +76,23 @@ def format_kernels(kernels: Sequence[Timed], top: int, peak: float | None, whole
     """The slowest kernels, the totals by variant, and the sum beside the time end to end."""
     total = sum(k.seconds for k in kernels)
 
-    def cells(name: str, what: str, variant: str, part: Sequence[Timed]) -> tuple[str, ...]:
+    def cells(labels: Sequence[str], part: Sequence[Timed], note: str) -> tuple[str, ...]:
         seconds, macs = sum(k.seconds for k in part), sum(k.macs for k in part)
         gops = 2e-9 * macs / seconds if macs and seconds else None
         return (
-            name, variant, f"{seconds * 1e6:.1f}", f"{100 * seconds / total:.1f} %",
-            "-" if gops is None else f"{gops:.0f}", "-" if gops is None or not peak else f"{100 * gops / peak:.0f} %",
-            what,
+            *labels, f"{seconds * 1e6:.1f}", f"{100 * seconds / total:.1f} %", "-" if gops is None else f"{gops:.0f}",
+            "-" if gops is None or not peak else f"{100 * gops / peak:.0f} %", note,
         )  # fmt: skip
 
-    head = ("kernel", "variant", "us", "share", "GOPS", "of peak", "what")
-    slowest = table([head, *(cells(k.name, k.what, k.variant, [k]) for k in kernels[:top])])
-    kinds: dict[str, list[Timed]] = {}
+    figures = ("us", "share", "GOPS", "of peak")
+    single = [cells((k.name, k.kind, k.variant), [k], k.shapes) for k in kernels[:top]]
+    groups: dict[tuple[str, str], list[Timed]] = {}
     for k in kernels:
-        depthwise = " depthwise" if " groups " in k.what else ""
-        op = next((o for o in ("conv2d", "linear") if o in k.what), "other")
-        size = k.what.split("/")[0] + " " if op == "conv2d" else ""
-        kinds.setdefault(f"{size}{op}{depthwise}, {k.variant}", []).append(k)
-    ordered = sorted(kinds.items(), key=lambda item: -sum(k.seconds for k in item[1]))
-    summary = table([head, *(cells(kind, f"{len(part)} kernels", part[0].variant, part) for kind, part in ordered)])
+        groups.setdefault((k.kind, k.variant), []).append(k)
+    ordered = sorted(groups.items(), key=lambda item: -sum(k.seconds for k in item[1]))
+    summed = [cells(labels, part, str(len(part))) for labels, part in ordered]
+    slowest = table([("kernel", "kind", "variant", *figures, "shapes"), *single])
+    summary = table([("kind", "variant", *figures, "kernels"), *summed])
     wall = f", peak {peak:.0f} GOPS a core" if peak else ""
     sums = f"sum of kernels {total * 1e3:.3f} ms, end to end {whole * 1e3:.3f} ms{wall}"
     return f"{slowest}\n\n{summary}\n\n{sums}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +28,8 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.relu(self.expand(self.conv(self.reduce(x))) + self.shortcut(x))
+        y: torch.Tensor = self.relu(self.expand(self.conv(self.reduce(x))) + self.shortcut(x))
+        return y
 
 
 def _classifier(*layers: nn.Module, channels: int) -> nn.Sequential:
@@ -93,10 +93,8 @@ def build(name: str, seed: int = 0) -> nn.Sequential:
 
 def export(name: str, path: Path) -> None:
     """Write a network as ONNX, input `input` of (N, 3, 224, 224), batch normalisations kept."""
-    file = io.BytesIO()
     torch.onnx.export(
-        build(name), (torch.zeros(1, *IMAGE),), file, dynamo=False, opset_version=17,
+        build(name), (torch.zeros(1, *IMAGE),), path, dynamo=False, opset_version=17,
         training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, input_names=["input"],
         output_names=["logits"], dynamic_axes={"input": {0: "N"}, "logits": {0: "N"}},
     )  # fmt: skip
-    path.write_bytes(file.getvalue())

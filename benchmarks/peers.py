@@ -6,6 +6,7 @@ Runs in the peers' environment.  Always uint8 activations, int8 weights per outp
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,9 +26,9 @@ def samples(calib: Path) -> Iterator[dict[str, Any]]:
 
 def quantize_onnxruntime(model: Path, calib: Path, out: Path, kind: str) -> None:
     """onnxruntime's static quantisation, after its own preparation (which folds batch normalisations)."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
+    from onnxruntime import quantization as ort
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
         """The samples, as onnxruntime wants them."""
 
         def __init__(self) -> None:
@@ -38,19 +39,18 @@ def quantize_onnxruntime(model: Path, calib: Path, out: Path, kind: str) -> None
 
     with tempfile.TemporaryDirectory() as folder:
         prepared = str(Path(folder) / "prepared.onnx")
-        quant_pre_process(str(model), prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared, str(out), Reader(), per_channel=True, activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            quant_format=QuantFormat.QDQ if kind == "qdq" else QuantFormat.QOperator,
+        ort.quant_pre_process(str(model), prepared, skip_symbolic_shape=True)
+        ort.quantize_static(
+            prepared, str(out), Reader(), per_channel=True, activation_type=ort.QuantType.QUInt8,
+            weight_type=ort.QuantType.QInt8,
+            quant_format=ort.QuantFormat.QDQ if kind == "qdq" else ort.QuantFormat.QOperator,
         )  # fmt: skip
 
 
 def quantize_nncf(model: Path, calib: Path, out: Path) -> None:
     """NNCF's post-training quantisation of the OpenVINO model."""
-    import nncf
-    import openvino
-
+    nncf: Any = importlib.import_module("nncf")
+    openvino: Any = importlib.import_module("openvino")
     quantized = nncf.quantize(openvino.Core().read_model(model), nncf.Dataset(list(samples(calib))))
     openvino.save_model(quantized, out, compress_to_fp16=False)
 

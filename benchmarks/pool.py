@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from benchmarks.conditions import read
+
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 300.0
 CALL_SECONDS = 300.0
@@ -39,11 +41,15 @@ class Worker:
         self, command: Sequence[str], python: str = sys.executable, environment: Mapping[str, str] | None = None
     ) -> None:
         variables = {**os.environ, **(environment or {}), "PYTHONPATH": str(ROOT)}
-        self._said: IO[str] = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block it
-        self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.worker", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._said, text=True, env=variables,
-        )  # fmt: skip
+        self._said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by `close`; a pipe would block the worker)
+        try:
+            self._process = subprocess.Popen(
+                [python, "-m", "benchmarks.worker", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=self._said, text=True, env=variables,
+            )  # fmt: skip
+        except OSError as error:
+            self._said.close()
+            raise WorkerError(str(error)) from None
         self.ready = self._answer(START_SECONDS)
         self._stop()
 
@@ -54,6 +60,11 @@ class Worker:
         answer = self._answer(CALL_SECONDS)
         self._stop()
         return float(answer["median"])
+
+    def state(self) -> str | None:
+        """Linux's letter for the state of the process, `T` where it is stopped; None on other systems."""
+        line = read(Path(f"/proc/{self._process.pid}/stat"))
+        return None if line is None else line.rpartition(")")[2].split()[0]
 
     def close(self) -> None:
         """End the process."""
@@ -79,6 +90,8 @@ class Worker:
 
     def _stop(self) -> None:
         os.kill(self._process.pid, signal.SIGSTOP)
+        # The signal takes a moment; the process must not run on beside the next one.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         out = self._pipe(self._process.stdout)

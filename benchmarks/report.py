@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.contenders import Contender
+
+_FIGURE = re.compile(r"-|[0-9.]+( %)?")
 
 
 @dataclass
@@ -91,15 +94,16 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column and the last to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = {0, len(widths) - 1}
+    """A Markdown table; columns of figures to the right."""
+    columns = list(zip(*lines, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(_FIGURE.fullmatch(cell) for cell in column[1:]) for column in columns]
 
     def text(cells: Sequence[str]) -> str:
-        padded = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True))
         return f"| {' | '.join(padded)} |"
 
-    rule = "|".join("-" * (w + 1) + ("-" if i in left else ":") for i, w in enumerate(widths))
+    rule = "|".join(f"{'-' * (w + 1)}{':' if r else '-'}" for w, r in zip(widths, right, strict=True))
     return "\n".join((text(lines[0]), f"|{rule}|", *map(text, lines[1:])))
 
 

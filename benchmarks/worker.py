@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.dup2(2, 1)
     if options.no_amx:
         amx.refuse()
-    loaded = ENGINES[options.engine](options.model, options.threads, options.precision)
-    seconds, _ = loaded.timer(WARM_UP)
+    try:
+        loaded = ENGINES[options.engine](options.model, options.threads, options.precision)
+        seconds, _ = loaded.timer(WARM_UP)
+    except Exception as error:  # whatever an engine raises; the last line says it in short
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {(str(error).splitlines() or ['?'])[0]}", file=sys.stderr)
+        return 1
     ready = {
         "ready": True, "seconds": seconds, "amx": amx.granted(), "packages": loaded.packages, "facts": loaded.facts
     }  # fmt: skip

@@ -1,0 +1,39 @@
+"""The table of an artifact's kernels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import kernels
+from benchmarks.kernels import Timed, format_kernels
+
+
+def test_every_kernel_of_an_artifact_is_timed(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "kernels.json"
+    assert kernels.main([str(digits), "--top", "3", "--json", str(out)]) == 0
+    read = json.loads(out.read_text())
+    timed = read["kernels"]
+    assert [k["seconds"] for k in timed] == sorted((k["seconds"] for k in timed), reverse=True)
+    # stem 16·9·256, block1 2·16·16·9·256, block2 (16·9 + 32·9 + 16)·32·64, block3 2·32·32·9·64, fc 320
+    assert sum(k["macs"] for k in timed) == 36864 + 1179648 + 917504 + 1179648 + 320
+    assert {"3x3 conv2d", "3x3/2 conv2d", "1x1/2 conv2d", "linear"} <= {k["kind"] for k in timed}
+    text = capsys.readouterr().out
+    assert "sum of kernels" in text
+    assert "16x16x16 -> 16x16x16, 1 more read" in text
+
+
+def test_totals_are_by_kind_and_variant() -> None:
+    timed = [
+        Timed("a", "3x3 conv2d", "8x8 -> 8x8", "vnni", 3e-6, 300_000),
+        Timed("b", "3x3 conv2d", "8x8 -> 8x8", "vnni", 2e-6, 200_000),
+        Timed("c", "add", "8x8 -> 8x8, 1 more read", "generic", 5e-6, 0),
+    ]
+    slowest, summary, sums = format_kernels(timed, 1, 400.0, 11e-6).split("\n\n")
+    assert len(slowest.splitlines()) == 3
+    cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in summary.splitlines()}
+    assert cells["3x3 conv2d"] == ["vnni", "5.0", "50.0 %", "200", "50 %", "2"]
+    assert cells["add"] == ["generic", "5.0", "50.0 %", "-", "-", "1"]
+    assert sums == "sum of kernels 0.010 ms, end to end 0.011 ms, peak 400 GOPS a core"
