@@ -33,7 +33,7 @@ class Contender:
 
     @property
     def is_ours(self) -> bool:
-        return self.engine == "qcompile"
+        return self.engine.startswith("qcompile")
 
     @property
     def is_int8_peer(self) -> bool:
@@ -48,6 +48,7 @@ PEAK = Contender("peak", "peak", "", needs="avx512_vnni")
 
 CONTENDERS = (
     Contender("qcompile w8a8", "qcompile", "w8a8.qc"),
+    Contender("qcompile w8a8, float in and out", "qcompile-float", "w8a8.qc"),
     Contender("qcompile 70 %", "qcompile", "budget.qc"),
     Contender("qcompile fastest", "qcompile", "fastest.qc"),
     Contender("onnxruntime fp32", "onnxruntime", "fixed.onnx"),

@@ -67,8 +67,8 @@ def start(contender: Contender, folder: Path, threads: int, peer_python: str) ->
     command = [contender.engine, str(model.resolve()), "--threads", str(threads), "--precision", contender.precision]
     if not contender.amx:
         command.append("--no-amx")
-    ours = contender.engine in ("qcompile", "peak")
-    return Worker(command, sys.executable if ours else peer_python, contender.environment)
+    at_home = contender.is_ours or contender is contenders.PEAK
+    return Worker(command, sys.executable if at_home else peer_python, contender.environment)
 
 
 def race(

@@ -38,8 +38,11 @@ class Row:
 
     @property
     def spread(self) -> float:
-        """Slowest round less fastest, relative to the median."""
-        return (max(self.seconds) - min(self.seconds)) / statistics.median(self.seconds) if self.seconds else 0.0
+        """Width of the middle half of the rounds, relative to the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, middle, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / middle
 
 
 @dataclass
@@ -135,9 +138,10 @@ def format_result(result: Result) -> str:
 
 def format_summary(results: Sequence[Result]) -> str:
     """qcompile beside the best int8 peer, one line for each network."""
-    lines = [("network", "threads", "qcompile ms", "peer ms", "ratio", "ratio with amx", "peer")]
+    lines = [("network", "threads", "qcompile ms", "peer ms", "ratio", "float io", "with amx", "peer")]
     for result in results:
-        ours = next((r for r in result.rows if r.contender.is_ours), None)
+        ours = next((r for r in result.rows if r.contender.engine == "qcompile"), None)
+        floats = next((r for r in result.rows if r.contender.engine == "qcompile-float"), None)
         vnni, any_ = result.best_peer(amx=False), result.best_peer(amx=True)
         if ours is None or ours.median is None:
             continue
@@ -146,7 +150,8 @@ def format_summary(results: Sequence[Result]) -> str:
             (
                 result.network, str(result.threads), _number(ours.median * 1e3, 3),
                 _number(None if peer is None else peer * 1e3, 3), _number(ratio(ours, vnni), 2),
-                _number(ratio(ours, any_), 2), "-" if vnni is None else vnni.contender.name,
+                _number(None if floats is None else ratio(floats, vnni), 2), _number(ratio(ours, any_), 2),
+                "-" if vnni is None else vnni.contender.name,
             )
         )  # fmt: skip
     return table(lines)

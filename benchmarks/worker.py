@@ -1,8 +1,8 @@
 """One engine with one model in a process of its own: `python -m benchmarks.worker ENGINE MODEL`.
 
 It loads, warms up, and prints one line of JSON: {"ready": true, "seconds": of a call, "amx", "packages", "facts"}.
-Then, for each line of standard input that holds a number K, it times K calls and prints {"median": seconds,
-"best": seconds}.  It ends where its input ends.  What the engine itself prints goes to standard error.
+Then, for each line of standard input that holds a number K, it times K calls and prints {"median": seconds}.
+It ends where its input ends.  What the engine itself prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         amx.refuse()
     try:
         loaded = ENGINES[options.engine](options.model, options.threads, options.precision)
-        seconds, _ = loaded.timer(WARM_UP)
+        seconds = loaded.timer(WARM_UP)
     except Exception as error:  # whatever an engine raises; the last line says it in short
         traceback.print_exc()
         print(f"{type(error).__name__}: {(str(error).splitlines() or ['?'])[0]}", file=sys.stderr)
@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     print(json.dumps(ready), file=answers)
     for line in sys.stdin:
-        median, best = loaded.timer(int(line))
-        print(json.dumps({"median": median, "best": best}), file=answers)
+        print(json.dumps({"median": loaded.timer(int(line))}), file=answers)
     answers.close()
     return 0
 

@@ -21,6 +21,7 @@ from qcompile.target.backend import Backend
 from qcompile.target.cost import CostCache
 from qcompile.target.model import Target
 from qcompile.target.program import Program, work_of
+from qcompile.units import format_bits
 
 log = logging.getLogger("qcompile")
 
@@ -160,8 +161,12 @@ class Compiler:
         plans = undominated(facts["candidates"])
         candidates = [{name: BitChoice(*pair) for name, pair in plan.items()} for plan in plans]
         self.graph, _ = self.run_passes(self.graph, ["select-plan"], data={"candidates": candidates})
-        table = self.reports["select-plan"].facts.get("candidates", [])
-        return Planned(self._bits(), dict(facts["solver"]), list(table))
+        selected = self.reports["select-plan"].facts
+        table = [
+            {"plan": _label(i, plan), "chosen": i == selected["chosen"], **measured}
+            for i, (plan, measured) in enumerate(zip(plans, selected["measured"], strict=True))
+        ]
+        return Planned(self._bits(), dict(facts["solver"]), table)
 
     def _bits(self) -> dict[str, Bits]:
         return {layer: (choice.w, choice.a) for layer, choice in self.graph.notes[BITS].items()}
@@ -194,6 +199,13 @@ class Compiler:
         if not table:
             return None
         return table[""].seconds[8, 8] + sum(table[layer].seconds[pair] for layer, pair in bits.items())
+
+
+def _label(index: int, plan: Mapping[str, Bits]) -> str:
+    """What a candidate is: the solver's plan comes first, then the runners-up; uniform plans show their bits."""
+    if len(set(plan.values())) == 1:
+        return f"uniform {format_bits(next(iter(plan.values())))}"
+    return f"runner-up {index}" if index else "solver"
 
 
 def _offered(supported: tuple[int, ...], asked: tuple[int, ...] | None, what: str) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from qcompile.pm.base import Batches
 from qcompile.pm.facts import COSTS, GROUPS, LOSS, Bits
 from qcompile.semantics.grids import quantize
 from qcompile.target.program import Program
+from qcompile.units import format_bits
 
 GOLDEN_SAMPLES = 4
 
@@ -95,7 +96,7 @@ def record_of(
         target=compiler.target.name,
         budgets=artifact.Budgets(
             budgets.latency, budgets.memory, budgets.arena, uniform,
-            {pattern: f"w{w}a{a}" for pattern, (w, a) in compiler.pins.items()},
+            {pattern: format_bits(pair) for pattern, pair in compiler.pins.items()},
         ),
         solver={key: planned.solver.get(key) for key in ("status", "objective", "bound", "gap")},
         predicted_seconds=predicted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from qcompile.errors import UsageError
 
@@ -52,6 +53,11 @@ def parse_bits(text: str) -> tuple[int, int]:
             hint="write weights and activations, such as w8a8 or w4a8 (weights 2 to 8 bits, activations 4 to 8)",
         )
     return int(match.group(1)), int(match.group(2))
+
+
+def format_bits(pair: Sequence[int]) -> str:
+    """(weight bits, activation bits) as `w4a8`, what `parse_bits` reads."""
+    return f"w{pair[0]}a{pair[1]}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -192,7 +192,11 @@ def minimise(
 
 def _gap(objective: Fraction, bound: float) -> float:
     distance = float(objective) - bound
-    return distance / abs(float(objective)) if distance > 0 and objective else max(distance, 0.0)
+    if distance <= 0:
+        return 0.0
+    gap = distance / abs(float(objective)) if objective else distance
+    # The bound is a float of the solver's: below its last digits a difference means nothing.
+    return gap if gap > 1e-12 else 0.0
 
 
 def _answer(status: str, plan: Plan | None, goal: Limit, bound: float, begun: float) -> Solution:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from qcompile.errors import UsageError
 from qcompile.pm.facts import Bits
 from qcompile.target.model import Target
+from qcompile.units import format_bits
 
 
 def pinned(layers: Sequence[str], pins: Mapping[str, Bits]) -> dict[str, Bits]:
@@ -47,7 +48,7 @@ def check_ties(ties: Sequence[Sequence[str]], bits: Mapping[str, Bits], what: st
         for layer in given[1:]:
             if bits[layer][1] != bits[given[0]][1]:
                 raise UsageError(
-                    f"{given[0]!r} is {what} to {show(bits[given[0]])} and {layer!r} to {show(bits[layer])}, "
+                    f"{given[0]!r} is {what} to {format_bits(bits[given[0]])} and {layer!r} to {format_bits(bits[layer])}, "
                     "but both read the same values and share their activation bits",
                 )
 
@@ -55,7 +56,7 @@ def check_ties(ties: Sequence[Sequence[str]], bits: Mapping[str, Bits], what: st
 def check_supported(bits: Mapping[str, Bits], target: Target) -> None:
     """Raise UsageError naming every layer whose precision the target has no kernels for."""
     wrong = [
-        f"{layer} ({show(choice)})"
+        f"{layer} ({format_bits(choice)})"
         for layer, choice in bits.items()
         if choice[0] not in target.weight_bits or choice[1] not in target.act_bits
     ]
@@ -64,10 +65,6 @@ def check_supported(bits: Mapping[str, Bits], target: Target) -> None:
             f"target {target.name!r} does not support the precision of {', '.join(wrong)}",
             hint=f"weights take {_list(target.weight_bits)} bits, activations {_list(target.act_bits)}",
         )
-
-
-def show(bits: Bits) -> str:
-    return f"w{bits[0]}a{bits[1]}"
 
 
 def _list(bits: Sequence[int]) -> str:

@@ -8,12 +8,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
-from passes.plan.pins import check_supported, check_ties, show
+from passes.plan.pins import check_supported, check_ties
 from passes.structure import Structure
 from qcompile.errors import UsageError
 from qcompile.ir import Aspect, Graph
 from qcompile.pm.base import ON_FLOAT, Exact, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import BITS, BitChoice, Bits
+from qcompile.units import format_bits
 
 _FORMAT = 'a plan is a JSON object {"bits": {"layer": [weight bits, activation bits], …}}'
 
@@ -42,7 +43,9 @@ class PlanFromFile(Pass):
         check_ties(tuple(structure.tied().values()), plan, "planned")
         check_supported(plan, ctx.target)
         notes = graph.notes.with_table(BITS, {layer: BitChoice(*bits) for layer, bits in plan.items()})
-        return PassResult(graph.with_notes(notes), Report(done=tuple(f"{k}: {show(b)}" for k, b in plan.items())))
+        return PassResult(
+            graph.with_notes(notes), Report(done=tuple(f"{k}: {format_bits(b)}" for k, b in plan.items()))
+        )
 
 
 def read_plan(path: str) -> dict[str, Bits]:

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 from passes.plan import ilp
 from passes.plan.infeasible import infeasible_error
-from passes.plan.pins import show
 from passes.plan.tables import Tables
 from qcompile.errors import InfeasibleError
 from qcompile.ir import Aspect, Graph
 from qcompile.pm.base import ON_FLOAT, Exact, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import BITS, COSTS, GROUPS, LOSS, BitChoice
-from qcompile.units import parse_bytes, parse_latency
+from qcompile.units import format_bits, parse_bytes, parse_latency
 
 _RUNNERS_UP = 3
 
@@ -78,7 +77,7 @@ class SolveBits(Pass):
         candidates += [plan for plan in uniform if plan not in candidates]
         choices = {layer: BitChoice(*bits) for layer, bits in solution.plan.items()}
         report = Report(
-            done=tuple(f"{layer}: {show(bits)}" for layer, bits in solution.plan.items()),
+            done=tuple(f"{layer}: {format_bits(bits)}" for layer, bits in solution.plan.items()),
             facts={
                 "solver": _solver_facts(solution),
                 "candidates": candidates,

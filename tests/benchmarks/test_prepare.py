@@ -89,8 +89,8 @@ def pack(tmp_path: Path) -> Path:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [port], [port])
     onnx.save(helper.make_model(graph), folder / "models" / "dense.onnx")
     (folder / "load.py").write_text(
-        "import numpy as np\nNETWORKS = {'digits'}\n"
-        f"def arrays(name, split, n):\n    return {{'input': np.load({str(DIGITS / 'calib.npz')!r})['input'][:n], 'labels': 0}}\n"
+        f"import numpy as np\nNETWORKS = {{'digits'}}\nX = np.load({str(DIGITS / 'calib.npz')!r})['input']\n"
+        "def arrays(name, split, n):\n    return {'input': X[:n], 'labels': 0}\n"
     )
     return folder
 

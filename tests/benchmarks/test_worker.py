@@ -24,7 +24,7 @@ def test_worker_answers_every_line_and_ends_with_its_input(digits: Path) -> None
     assert ready["amx"] is False
     assert ready["packages"]["apache-tvm"]
     assert len(answers) == 2
-    assert all(0 < a["best"] <= a["median"] < 1 for a in answers)
+    assert all(0 < a["median"] < 1 for a in answers)
 
 
 def test_pool_stops_a_worker_while_it_is_not_asked(digits: Path) -> None:
@@ -80,7 +80,7 @@ def test_peak_code_is_dot_products_in_a_loop() -> None:
 def test_peak_is_plausible_or_not_available() -> None:
     gops = peak.measure_gops(calls=3)
     if gops is None:
-        with pytest.raises(OSError, match="vpdpbusd|not permitted|denied"):
+        with pytest.raises(OSError, match=r"vpdpbusd|not permitted|denied"):
             peak.Peak()
     else:
         # One to two instructions a cycle at 1 to 6 GHz.

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import qcompile
-from tests.capture.canonical import content
 from qcompile import api
 from qcompile.errors import InfeasibleError
+from tests.capture.canonical import content
 
 MODELS = Path(__file__).parents[2] / "models"
 RESNET = MODELS / "digits_resnet"

@@ -13,7 +13,7 @@ from qcompile.cli import options
 from qcompile.cli.display import line, milliseconds, percent, rows
 from qcompile.cli.session import session
 from qcompile.errors import UsageError
-from qcompile.units import format_bytes
+from qcompile.units import format_bits, format_bytes
 
 _BUDGETS, _DATA, _PLAN, _EXPERT = "Budgets", "Data", "Precision", "Inside the compiler"
 
@@ -191,7 +191,7 @@ def _show(console: Console, result: Any, out: Path, latency: str | None, memory:
         if ms is not None
     ]
     gap = solver.get("gap")
-    kinds = Counter(f"w{w}a{a}" for w, a in result.bits.values())
+    kinds = Counter(format_bits(pair) for pair in result.bits.values())
     rows(
         console,
         [

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from qcompile.cli import options
-from qcompile.cli.display import show
+from qcompile.cli.display import percent, show
 from qcompile.cli.session import session
+from qcompile.units import format_bits
 
 
 def command(
@@ -25,4 +28,38 @@ def command(
         from qcompile import api
 
         found = api.explain(artifact, layer=layer)
-        ui.result(found, lambda console: show(console, found))
+        ui.result(found, lambda console: _show(console, found, layer))
+
+
+def _show(console: Console, found: Mapping[str, Any], layer: str | None) -> None:
+    show(console, {key: value for key, value in found.items() if key not in ("layers", "candidates")})
+    plans = [
+        {"plan": c["plan"], "loss on held-out data": c["loss"], "agreement": percent(c["agreement"]),
+         "chosen": "yes" if c["chosen"] else ""}
+        for c in found["candidates"]
+    ]  # fmt: skip
+    if plans:
+        show(console, plans, "plans that were compared")
+    show(console, [_layer_row(name, facts) for name, facts in found["layers"].items()], "layers")
+    if layer is not None:
+        show(console, [_choice_row(choice) for choice in found["layers"][layer]["choices"]], f"choices of {layer}")
+
+
+def _layer_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    now = facts["now"] or {}
+    best = next(iter(facts["upgrades"]), None)
+    return {
+        "layer": name,
+        "bits": format_bits(facts["bits"]),
+        **({k: v for k, v in _choice_row(now).items() if k != "bits"} if now else {}),
+        "next step": f"{format_bits(best['bits'])}: loss -{best['loss_saved']:.3g} for {best['extra_bytes']} B, "
+        f"{best['extra_ms']:+.3g} ms" if best else "",
+        "tied to": ", ".join(facts["tied_to"]),
+    }  # fmt: skip
+
+
+def _choice_row(choice: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "bits": format_bits(choice["bits"]), "predicted loss": choice["loss"], "ms": choice["seconds"] * 1e3,
+        "bytes": choice["bytes"],
+    }  # fmt: skip
