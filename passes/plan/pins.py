@@ -48,8 +48,8 @@ def check_ties(ties: Sequence[Sequence[str]], bits: Mapping[str, Bits], what: st
         for layer in given[1:]:
             if bits[layer][1] != bits[given[0]][1]:
                 raise UsageError(
-                    f"{given[0]!r} is {what} to {format_bits(bits[given[0]])} and {layer!r} to {format_bits(bits[layer])}, "
-                    "but both read the same values and share their activation bits",
+                    f"{given[0]!r} is {what} to {format_bits(bits[given[0]])} and {layer!r} to "
+                    f"{format_bits(bits[layer])}, but both read the same values and share their activation bits",
                 )
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from passes.plan.ilp import Limit, Plan, Table, exact, rational, total
-from passes.plan.pins import check_supported, check_ties, pinned, show
+from passes.plan.pins import check_supported, check_ties, pinned
 from qcompile.errors import DataError, InfeasibleError, UsageError
 from qcompile.ir import Graph
 from qcompile.pm.base import PassContext
 from qcompile.pm.facts import COSTS, GROUPS, LOSS, Bits, CostTable, LossTable
+from qcompile.units import format_bits
 
 LiveSet = Mapping[str, Mapping[int, int]]
 """Grid → activation bits → bytes, for values that live at the same time."""
@@ -156,19 +157,19 @@ def _offered(layer: str, losses: LossTable, costs: CostTable, pin: Bits | None) 
     for bits, loss in losses.loss.items():
         if math.isnan(loss) or loss == -math.inf:
             raise DataError(
-                f"the predicted loss of {layer!r} at {show(bits)} is {loss}",
+                f"the predicted loss of {layer!r} at {format_bits(bits)} is {loss}",
                 hint="the model or the calibration data yields values that are not numbers",
             )
     for bits, seconds in costs.seconds.items():
         if not math.isfinite(seconds) or seconds < 0:
-            raise DataError(f"the latency of {layer!r} at {show(bits)} is {seconds}")
+            raise DataError(f"the latency of {layer!r} at {format_bits(bits)} is {seconds}")
     # An infinite loss says that a choice is impossible.
     offered = sorted(b for b, v in losses.loss.items() if v < math.inf and b in costs.seconds and b[0] in costs.bytes)
     if pin is not None:
         if pin not in offered:
             raise UsageError(
-                f"{layer!r} is pinned to {show(pin)}, which it does not offer",
-                hint=f"it offers {', '.join(map(show, offered)) or 'nothing'}",
+                f"{layer!r} is pinned to {format_bits(pin)}, which it does not offer",
+                hint=f"it offers {', '.join(map(format_bits, offered)) or 'nothing'}",
             )
         return (pin,)
     if not offered:

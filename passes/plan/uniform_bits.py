@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from passes.plan.pins import check_supported, check_ties, pinned, show
+from passes.plan.pins import check_supported, check_ties, pinned
 from passes.structure import Structure
 from qcompile.ir import Aspect, Graph
 from qcompile.pm.base import ON_FLOAT, Exact, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import BITS, BitChoice
+from qcompile.units import format_bits
 
 
 @dataclass(frozen=True)
@@ -41,4 +42,6 @@ class UniformBits(Pass):
         plan = {k: pins.get(k, (self.w, shared.get(k, self.a))) for k in structure.layers}
         check_supported(plan, ctx.target)
         notes = graph.notes.with_table(BITS, {layer: BitChoice(*bits) for layer, bits in plan.items()})
-        return PassResult(graph.with_notes(notes), Report(done=tuple(f"{k}: {show(b)}" for k, b in plan.items())))
+        return PassResult(
+            graph.with_notes(notes), Report(done=tuple(f"{k}: {format_bits(b)}" for k, b in plan.items()))
+        )

@@ -219,12 +219,18 @@ def test_inspect_explain_targets_ops(qcompile: Run, monkeypatch: pytest.MonkeyPa
     assert "supported  yes\n" in out
     assert "conv[1]" in out
     assert "8, 3, 3, 3" in out
-    why = {"target": "x86", "layers": {"conv1": {"bits": [4, 8], "now": {"loss": 0.5}}}}
+    now = {"bits": [4, 8], "loss": 0.5, "seconds": 1e-3, "bytes": 96}
+    step = {"bits": [5, 8], "loss_saved": 0.25, "extra_bytes": 24, "extra_ms": 0.0}
+    layer = {"bits": [4, 8], "tied_to": ["conv2"], "now": now, "choices": [now], "upgrades": [step]}
+    plans = [{"plan": "solver", "chosen": True, "loss": 0.125, "agreement": 1.0}]
+    why = {"target": "x86", "candidates": plans, "layers": {"conv1": layer}}
     spy = Spy(why)
     monkeypatch.setattr(api, "explain", spy)
     assert json.loads(qcompile("explain", "a.qc", "conv1", "--json")[1]) == why
     assert (spy.args, spy.kwargs) == (("a.qc",), {"layer": "conv1"})
-    assert "loss 0.5" in qcompile("explain", "a.qc")[1]
+    shown = " ".join(qcompile("explain", "a.qc")[1].split())
+    assert "solver 0.125 100.00 % yes" in shown
+    assert "conv1 w4a8 0.5 1 96 w5a8: loss -0.25 for 24 B, +0 ms conv2" in shown
     monkeypatch.setattr(api, "targets", Spy([{"name": "cpu", "bits": [2, 8]}]))
     assert json.loads(qcompile("targets", "--json")[1]) == {"targets": [{"name": "cpu", "bits": [2, 8]}]}
     monkeypatch.setattr(api, "ops", Spy([{"source": "onnx", "operators": ["Add"]}]))
