@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 VNNI = "AVX512_CORE_VNNI"
 BF16 = "AVX512_CORE_BF16"
@@ -21,6 +22,7 @@ class Contender:
         isa: cap of oneDNN's instruction sets (OpenVINO).
         amx: whether the engine may use AMX; a row with it only exists where the processor has AMX.
         needs: instruction set without which the row is pointless.
+        instead: file that is run where `model` could not be made; the table says so.
     """
 
     name: str
@@ -30,6 +32,12 @@ class Contender:
     isa: str | None = None
     amx: bool = False
     needs: str | None = None
+    instead: str | None = None
+
+    def find(self, folder: Path) -> Path | None:
+        """The file to run among those that were made, or None."""
+        paths = [folder / name for name in (self.model, self.instead) if name is not None]
+        return next((path for path in paths if path.exists()), None)
 
     @property
     def is_ours(self) -> bool:
@@ -56,10 +64,10 @@ CONTENDERS = (
     Contender("onnxruntime int8 qoperator", "onnxruntime", "qoperator.onnx"),
     Contender("openvino fp32", "openvino", "fixed.onnx", isa=VNNI),
     Contender("openvino bf16", "openvino", "fixed.onnx", "bf16", BF16, needs="avx512_bf16"),
-    Contender("openvino int8", "openvino", "nncf.xml", isa=VNNI),
+    Contender("openvino int8", "openvino", "nncf.xml", isa=VNNI, instead="qdq.onnx"),
     Contender("onnxruntime int8 qdq + amx", "onnxruntime", "qdq.onnx", amx=True, needs="amx_int8"),
     Contender("openvino bf16 + amx", "openvino", "fixed.onnx", "bf16", amx=True, needs="amx_bf16"),
-    Contender("openvino int8 + amx", "openvino", "nncf.xml", amx=True, needs="amx_int8"),
+    Contender("openvino int8 + amx", "openvino", "nncf.xml", amx=True, needs="amx_int8", instead="qdq.onnx"),
 )
 
 

@@ -61,8 +61,8 @@ def calls_for(seconds: float, turn: float) -> int:
 
 def start(contender: Contender, folder: Path, threads: int, peer_python: str) -> Worker:
     """Raises WorkerError where the contender does not run here."""
-    model = folder / contender.model
-    if not model.exists():
+    model = contender.find(folder)
+    if model is None:
         raise WorkerError("not prepared")
     command = [contender.engine, str(model.resolve()), "--threads", str(threads), "--precision", contender.precision]
     if not contender.amx:
@@ -86,6 +86,8 @@ def race(
             except WorkerError as error:
                 row.note = row.note or str(error)[:100]
                 continue
+            if row.contender.find(folder) != folder / row.contender.model:
+                row.note = f"runs {row.contender.instead}; {row.note}"
             row.amx = worker.ready["amx"]
             row.facts = {key: worker.ready[key] for key in ("packages", "facts")}
             running.append((row, worker, calls_for(worker.ready["seconds"], turn)))

@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -115,6 +116,8 @@ class Preparation:
         """Our artifacts; the number of multiply-adds of the network."""
         from qcompile.errors import QcompileError
 
+        for stale in self.folder.glob("*.qc"):
+            shutil.rmtree(stale)
         measure = self.tuned or self.plans
         result = self._artifact("w8a8.qc", uniform="w8a8", measure=measure)
         if not measure:

@@ -134,7 +134,7 @@ class _Capture:
                 Problem(port.name, "input", f"it holds {held}; inputs must be FLOAT (float32) tensors")
             )
             kind = onnx.TypeProto.Tensor() if not port.type.HasField("tensor_type") else kind
-        flag = f"--shape {port.name}=1,3,224,224 (shapes={{{port.name!r}: (1, 3, 224, 224)}} in Python)"
+        flag = f"--shape {port.name}:1x3x224x224 (shapes={{{port.name!r}: (1, 3, 224, 224)}} in Python)"
         dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
         if port.name in self.shapes:
             given = list(self.shapes[port.name])

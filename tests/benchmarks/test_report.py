@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +104,16 @@ def test_rows_need_the_instructions_they_are_about() -> None:
     assert [c.name for c in chosen({"amx_int8"}, ["openvino int8"]) if not c.is_ours] == [
         "openvino int8", "openvino int8 + amx"
     ]  # fmt: skip
+
+
+def test_a_model_that_was_not_made_may_have_a_stand_in(tmp_path: Path) -> None:
+    row = BY_NAME["openvino int8"]
+    assert row.find(tmp_path) is None
+    (tmp_path / "qdq.onnx").touch()
+    assert row.find(tmp_path) == tmp_path / "qdq.onnx"
+    (tmp_path / "nncf.xml").touch()
+    assert row.find(tmp_path) == tmp_path / "nncf.xml"
+    assert BY_NAME["openvino fp32"].find(tmp_path) is None
 
 
 def test_rows_without_amx_are_capped() -> None:

@@ -78,7 +78,7 @@ def test_unsupported_forms(source: onnx.ModelProto, reason: str) -> None:
 
 def test_open_dimensions_need_a_shape() -> None:
     source = one("Relu", shape=("N", 3, "h", "w"))
-    with pytest.raises(CaptureError, match=r"dimension 2 of input 'x' is not fixed\n  hint: .*--shape x=1,3,224,224"):
+    with pytest.raises(CaptureError, match=r"dimension 2 of input 'x' is not fixed\n  hint: .*--shape x:1x3x224x224"):
         capture(source)
     graph = capture(source, shapes={"x": (1, 3, 5, 6)})
     assert graph.inputs[0].type.sample == (3, 5, 6)
