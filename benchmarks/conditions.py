@@ -31,6 +31,21 @@ def read(path: Path) -> str | None:
         return None
 
 
+def busy_seconds() -> float | None:
+    """CPU time that all processes of this machine have used, time stolen from a virtual machine included."""
+    fields = (read(Path("/proc/stat")) or "").partition("\n")[0].split()[1:9]
+    if len(fields) < 8:
+        return None
+    user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def process_seconds(pid: int) -> float:
+    """CPU time that a process has used; 0 where it cannot be read."""
+    fields = (read(Path(f"/proc/{pid}/stat")) or "").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
 def cpu_flags() -> frozenset[str]:
     """Features of the processor as the operating system names them."""
     info = _cpuinfo()

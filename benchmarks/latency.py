@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import contenders, report
-from benchmarks.conditions import conditions, cpu_flags
+from benchmarks.conditions import busy_seconds, conditions, cpu_flags
 from benchmarks.contenders import Contender
 from benchmarks.pool import ROOT, Worker, WorkerError
 from benchmarks.prepare import PREPARED, pack_networks
@@ -71,6 +72,25 @@ def start(contender: Contender, folder: Path, threads: int, peer_python: str) ->
     return Worker(command, sys.executable if at_home else peer_python, contender.environment)
 
 
+class OtherProcesses:
+    """How many CPUs everything but these workers uses, from now on."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+        self._start, self._before = time.monotonic(), self._used()
+
+    def _used(self) -> float | None:
+        busy = busy_seconds()
+        return None if busy is None else busy - sum(worker.cpu_seconds() for worker in self._workers)
+
+    def cpus(self) -> float | None:
+        """On average; None where the system does not tell."""
+        used = self._used()
+        if used is None or self._before is None:
+            return None
+        return max(0.0, used - self._before) / (time.monotonic() - self._start)
+
+
 def race(
     network: str, folder: Path, entrants: Sequence[Contender], threads: int, *, rounds: int, turn: float, peers: str
 ) -> report.Result:
@@ -95,12 +115,15 @@ def race(
             peak = stack.enter_context(start(contenders.PEAK, folder, 1, peers))
         except WorkerError:
             peak = None
+        workers = [worker for _, worker, _ in running] + ([] if peak is None else [peak])
+        others = OtherProcesses(workers)
         for _ in range(rounds):
             result.load.append(os.getloadavg()[0])
             for row, worker, calls in running:
                 row.seconds.append(worker.time(calls))
             if peak is not None:
                 result.peak_gops.append(peak.ready["facts"]["ops"] / peak.time(50) * 1e-9)
+        result.others = others.cpus()
     return result
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from benchmarks.conditions import read
+from benchmarks.conditions import process_seconds, read
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 300.0
@@ -60,6 +60,10 @@ class Worker:
         answer = self._answer(CALL_SECONDS)
         self._stop()
         return float(answer["median"])
+
+    def cpu_seconds(self) -> float:
+        """CPU time it has used."""
+        return process_seconds(self._process.pid)
 
     def state(self) -> str | None:
         """Linux's letter for the state of the process, `T` where it is stopped; None on other systems."""

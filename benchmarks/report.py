@@ -53,6 +53,7 @@ class Result:
         peak_gops: of one core in each round; empty where it cannot be measured.
         macs: multiply-adds of convolutions and linear layers, as a direct kernel does them.
         load: load average before each round.
+        others: CPUs that other processes used meanwhile, on average.
     """
 
     network: str
@@ -61,6 +62,7 @@ class Result:
     rows: list[Row]
     peak_gops: list[float] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
+    others: float | None = None
 
     def best_peer(self, *, amx: bool) -> Row | None:
         """The fastest int8 peer that does without AMX, or the fastest of all."""
@@ -81,7 +83,7 @@ class Result:
             rows.append({**asdict(row), "median": row.median, "ratio": ratios, "peak_share": self.share_of_peak(row)})
         return {
             "network": self.network, "threads": self.threads, "macs": self.macs, "peak_gops": self.peak_gops,
-            "load": self.load, "rows": rows,
+            "load": self.load, "others": self.others, "rows": rows,
         }  # fmt: skip
 
 
@@ -131,8 +133,8 @@ def format_result(result: Result) -> str:
         )
     peak = f"peak {statistics.median(result.peak_gops):.0f} GOPS a core" if result.peak_gops else "peak not measured"
     threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
-    load = f", load {max(result.load):.1f}" if result.load else ""
-    title = f"{result.network}, {threads}, {result.macs / 1e6:.1f} M multiply-adds, {peak}{load}"
+    others = "" if result.others is None else f", others used {result.others:.2f} CPUs"
+    title = f"{result.network}, {threads}, {result.macs / 1e6:.1f} M multiply-adds, {peak}{others}"
     return f"### {title}\n\n{table(lines)}\n"
 
 

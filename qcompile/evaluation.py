@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.data import LABELS, Dataset
-from qcompile.exec import float_exec
+from qcompile.exec.torch_exec import TorchGraph
 from qcompile.ir import Array, Graph
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -27,6 +27,7 @@ def evaluate_batches(run: Run, data: Dataset, source: Graph | None) -> dict[str,
     """
     n = hits = agreed = positions = 0
     loss = 0.0
+    real = None if source is None else TorchGraph(source)
     for batch in data():
         inputs = {name: array for name, array in batch.items() if name != LABELS}
         y = next(iter(run(inputs).values()))
@@ -37,10 +38,10 @@ def evaluate_batches(run: Run, data: Dataset, source: Graph | None) -> dict[str,
             labels = np.asarray(batch[LABELS])
             hits += int((best == labels).sum())
             loss += float(_cross_entropy(y, labels).sum())
-        if source is not None:
-            real = next(iter(float_exec.run(source, inputs).values())).argmax(axis=axis)
-            agreed += int((best == real).sum())
-            positions += real.size
+        if real is not None:
+            expected = next(iter(real.run(inputs, with_tail=True).values())).argmax(dim=axis).numpy()
+            agreed += int((best == expected).sum())
+            positions += expected.size
     return {
         "n": n,
         "top1": hits / n if data.has_labels else None,

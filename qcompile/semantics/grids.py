@@ -52,12 +52,15 @@ def weight_scales(w: Array, bits: int) -> Float:
     """Scale of each output channel (axis 0), float64, shape (O,).
 
     8 bits: max|W| / 127.  Fewer: the shrunken maximum with the smallest squared error per channel (clipping search,
-    factors 1.00 to 0.40).  An all-zero channel gets scale 1.
+    factors 1.00 to 0.40).  An all-zero channel gets a finer scale than
+    any other.
     """
     flat = np.abs(w.reshape(len(w), -1).astype(np.float64))
     top = (1 << (bits - 1)) - 1
     largest = flat.max(axis=1)
-    base = np.where(largest > 0, largest, top) / top
+    # A channel of zeros still has a bias, which is rounded to steps of its scale: a fine one costs nothing.
+    finest = largest[largest > 0].min(initial=1.0)
+    base = np.where(largest > 0, largest, finest * 2.0**-10) / top
     if bits >= 8:
         return np.asarray(base)
     signed = w.reshape(len(w), -1).astype(np.float64)

@@ -28,7 +28,7 @@ def result() -> Result:
         row("openvino int8", 2.0, 4.0, 2.0),
         row("openvino int8 + amx", 0.5, 0.5, 0.5, amx=True),
     ]
-    return Result("net", 2, 100_000_000, rows, peak_gops=[200.0, 200.0, 100.0], load=[0.5, 1.25])
+    return Result("net", 2, 100_000_000, rows, peak_gops=[200.0, 200.0, 100.0], load=[0.5, 1.25], others=0.25)
 
 
 def test_best_peer_is_the_fastest_int8_engine_and_amx_is_counted_apart(result: Result) -> None:
@@ -75,7 +75,7 @@ def test_result_shows_rows_that_did_not_run(result: Result) -> None:
     missing = row("openvino bf16")
     missing.note = "No module named 'openvino'"
     text = format_result(replace(result, rows=[*result.rows, missing]))
-    assert "net, 2 threads, 100.0 M multiply-adds, peak 200 GOPS a core, load 1.2" in text
+    assert "net, 2 threads, 100.0 M multiply-adds, peak 200 GOPS a core, others used 0.25 CPUs" in text
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     ours = [cell.strip() for cell in lines["qcompile w8a8"].split("|")]
     assert ours[2:7] == ["1.000", "50 %", "0.50", "2.00", "50 %"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import peak
-from benchmarks.latency import calls_for
+from benchmarks.latency import OtherProcesses, calls_for
 from benchmarks.pool import ROOT, Worker, WorkerError
 
 
@@ -48,6 +49,16 @@ def test_a_worker_that_fails_says_why(command: list[str], message: str) -> None:
 def test_an_interpreter_that_is_not_there_is_named() -> None:
     with pytest.raises(WorkerError, match="nosuchpython"):
         Worker(["peak", "-"], python="/nosuchpython")
+
+
+def test_what_others_use_leaves_the_workers_out(digits: Path) -> None:
+    with Worker(["qcompile", str(digits)]) as worker:
+        before = worker.cpu_seconds()
+        others = OtherProcesses([worker])
+        worker.time(2000)
+        used = others.cpus()
+        assert used is None or 0 <= used <= (os.cpu_count() or 1) + 0.5
+        assert used is None or worker.cpu_seconds() > before
 
 
 def test_turns_have_bounds() -> None:
