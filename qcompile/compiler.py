@@ -241,7 +241,8 @@ def keep_latency(
         program = compiler.lower()
         raw = compiler.predicted_seconds(plan.bits)
         predicted = None if raw is None else raw * scale
-        measured = build(plan, program, predicted)
+        # The record holds the cost table's sum: the correction comes from measurements, which differ between runs.
+        measured = build(plan, program, raw)
         if budgets.latency is None or measured is None or measured <= budgets.latency or not raw:
             return plan, program, predicted
         best = min(best, measured)
