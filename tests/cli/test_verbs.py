@@ -215,6 +215,9 @@ def test_inspect_explain_targets_ops(qcompile: Run, monkeypatch: pytest.MonkeyPa
     Path("net.onnx").write_bytes(b"")
     assert json.loads(qcompile("inspect", "net.onnx", "--shape", "x:1x3", "--json")[1]) == model
     assert (spy.args, spy.kwargs) == (("net.onnx",), {"shapes": {"x": (1, 3)}})
+    monkeypatch.setattr(api, "inspect", Spy({"supported": False, "problem": "1 node"}))
+    assert qcompile("inspect", "net.onnx")[0] == 3
+    monkeypatch.setattr(api, "inspect", spy)
     out = qcompile("inspect", "net.onnx")[1]
     assert "supported  yes\n" in out
     assert "conv[1]" in out
