@@ -31,7 +31,7 @@ def activation_grid(lo: float, hi: float, bits: int) -> Grid:
 def quantize(x: Array, grid: Grid) -> Array:
     """Real → integer: round half to even of x / scale in float64, plus zero, clipped to the dtype."""
     lo, hi = int_range(grid.dtype)
-    q = np.divide(x, grid.scale, dtype=np.float64)
+    q = np.asarray(np.divide(x, grid.scale, dtype=np.float64))
     np.rint(q, out=q)
     q += grid.zero
     return np.asarray(np.clip(q, lo, hi, out=q).astype(storage(grid.dtype)))

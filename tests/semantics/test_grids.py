@@ -72,3 +72,8 @@ def test_clipping_search_beats_the_maximum() -> None:
         return float(np.square(quantize_weights(w, 4, scales) * scales[:, None] - w).sum())
 
     assert error(best) < error(plain)
+
+
+def test_a_single_number_is_quantized_like_an_array() -> None:
+    grid = activation_grid(-1.0, 1.0, 8)
+    assert quantize(np.asarray(0.5), grid) == quantize(np.array([0.5]), grid)[0]
