@@ -29,6 +29,7 @@ CATALOGUE: Mapping[str, str] = {
     "plan-from-file": "passes.plan.plan_from_file:PlanFromFile",
     "select-plan": "passes.plan.select_plan:SelectPlan",
     # quantize
+    "round-weights": "passes.quantize.round_weights:RoundWeights",
     "integerize": "passes.quantize.integerize:Integerize",
     # lower
     "copy-at-boundary": "passes.lower.copy_at_boundary:CopyAtBoundary",

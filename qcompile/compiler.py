@@ -70,6 +70,7 @@ class Compiler:
         costs: the cost cache, or None where nothing is measured.
         pins: regular expression over layer names → bits.
         instruments: of the pass manager.
+        rounding: how weights become integers, as the option `method` of round-weights.
     """
 
     source: Graph
@@ -85,6 +86,7 @@ class Compiler:
     progress: Progress = lambda task, done, total: None
     instruments: Sequence[Any] = ()
     passes: str | None = None
+    rounding: str = "gptq"
     weight_bits: tuple[int, ...] | None = None
     act_bits: tuple[int, ...] | None = None
     graph: Graph = field(init=False)
@@ -123,10 +125,12 @@ class Compiler:
         self.check_pins()
         self.graph, _ = self.run_passes(self.graph, pipelines.CALIBRATE)
         if analyse:
-            specs = [self._with_threads(name) for name in pipelines.ANALYSIS]
+            specs = [self._with_options(name) for name in pipelines.ANALYSIS]
             self.graph, _ = self.run_passes(self.graph, specs)
 
-    def _with_threads(self, name: str) -> Any:
+    def _with_options(self, name: str) -> Any:
+        if name == "round-weights":
+            return name, {"method": self.rounding}
         if name == "estimate-cost":
             return name, {"threads": self.threads, "measure": self.costs is not None}
         return (name, {"threads": self.threads}) if name == "choose-kernels" else name
@@ -173,11 +177,19 @@ class Compiler:
 
     def lower(self) -> Program:
         """The program of the graph with its planned bits."""
-        specs = [self._with_threads(name) for name in (*pipelines.QUANTIZE, *pipelines.LOWER)]
-        _, program = self.run_passes(self.graph, specs)
+        rounds = [self._with_options(name) for name in pipelines.ROUND]
+        # The plan is chosen: nothing is compared on held-out samples any more, so rounding may use them too.
+        graph, _ = self.run_passes(self.graph, rounds, calibration=self._all_samples)
+        _, program = self.run_passes(graph, [self._with_options(n) for n in (*pipelines.QUANTIZE, *pipelines.LOWER)])
         if program is None:
             raise UsageError("the pipeline made no program", hint="end it with plan-memory and choose-kernels")
         return program
+
+    def _all_samples(self) -> Iterator[dict[str, Array]]:
+        """The calibration samples and, where they are others, those held out."""
+        yield from self.calibration()
+        if self.holdout is not self.calibration:
+            yield from self.holdout()
 
     def program_seconds(self, program: Program) -> float | None:
         """Sum of the measured costs of a program's kernels; what was never measured is measured now."""

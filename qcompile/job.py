@@ -132,6 +132,8 @@ class Job:
         compiler = Compiler(
             source.graph, target, backend, fit, held, CostCache() if local else None,
             labels=getattr(fit, "has_labels", False), threads=self.threads, seed=self.seed, progress=self.progress,
+            # What random inputs say about weights is worse than nothing.
+            rounding="nearest" if self.calib is None else "gptq",
             passes=self.passes, pins=self.pins, weight_bits=self.weight_bits, act_bits=self.act_bits,
             instruments=[Logging()] if self.dump is None else [Logging(), Dump(self.dump)],
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """The default pipelines as tables of contents; `--print-pipeline` shows them, `--passes` replaces the float ones.
 
-Phases run in this order: CANONICALIZE, ANALYSIS, PLAN, QUANTIZE, LOWER.  What differs between targets is in the
+Phases run in this order: CANONICALIZE, ANALYSIS, PLAN, ROUND, QUANTIZE, LOWER.  What differs between targets is in the
 target's data, never here.
 """
 
@@ -31,6 +31,9 @@ ANALYSIS: tuple[str, ...] = (
     "estimate-cost",
 )
 """What the integer program needs to know of every layer."""
+
+ROUND: tuple[str, ...] = ("round-weights",)
+"""Weights to integers, from calibration data."""
 
 QUANTIZE: tuple[str, ...] = ("integerize",)
 """The one lossy step."""

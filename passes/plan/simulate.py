@@ -100,32 +100,7 @@ class Simulator:
 
     def grids(self, bits: Mapping[str, BitChoice]) -> dict[str, Grid]:
         """The grid on which each value (or layers' copy of it) is rounded under a plan."""
-        structure, found = self.structure, {}
-        tied = structure.tied()
-        for group, members in structure.members.items():
-            if group in structure.wide:
-                continue
-            own = bits[tied[group][0]].a if group in tied else STORED_BITS
-            stored = STORED_BITS if group in structure.shared else own
-            for value in members:
-                if not self._keeps_grid(value):
-                    found[value] = self._grid(group, stored)
-            if stored != own:
-                for copy, value in self.copies.items():
-                    if value in members:
-                        found[copy] = self._grid(group, own)
-        return found
-
-    def _keeps_grid(self, value: str) -> bool:
-        """Whether a value is a selection of values that are on its grid already."""
-        region = self.structure.regions.get(value)
-        if region is None or region.anchor.op not in GRID_KEEPING - {"pad"}:
-            return False
-        return all(self.structure.group_of[v] == self.structure.group_of[value] for v in region.anchor.inputs)
-
-    def _grid(self, group: str, bits: int) -> Grid:
-        lo, hi = self.ranges[group].clip[bits]
-        return activation_grid(lo, hi, bits)
+        return rounding_grids(self.structure, self.copies, self.ranges, bits)
 
     def _weights(self, layer: str, bits: int) -> Tensor:
         if (layer, bits) not in self.weights:
@@ -134,3 +109,35 @@ class Simulator:
             rounded = quantize_weights(w, bits, scales).astype(np.float64) * scales.reshape(-1, *[1] * (w.ndim - 1))
             self.weights[layer, bits] = to_tensor(rounded.astype(np.float32))
         return self.weights[layer, bits]
+
+
+def rounding_grids(
+    structure: Structure, copies: Mapping[str, str], ranges: Mapping[str, Range], bits: Mapping[str, BitChoice]
+) -> dict[str, Grid]:
+    """The grid on which each value is rounded under a plan (by layer).
+
+    Args:
+        structure: of the graph.
+        copies: name of a copy that only layers read → the value it is of.
+        ranges: by grid group.
+    """
+    found: dict[str, Grid] = {}
+    tied = structure.tied()
+    for group, members in structure.members.items():
+        if group in structure.wide:
+            continue
+        own = bits[tied[group][0]].a if group in tied else STORED_BITS
+        stored = STORED_BITS if group in structure.shared else own
+        clip = ranges[group].clip
+        found.update({v: activation_grid(*clip[stored], stored) for v in members if not _keeps_grid(structure, v)})
+        if stored != own:
+            found.update({c: activation_grid(*clip[own], own) for c, value in copies.items() if value in members})
+    return found
+
+
+def _keeps_grid(structure: Structure, value: str) -> bool:
+    """Whether a value is a selection of values that are on its grid already."""
+    region = structure.regions.get(value)
+    if region is None or region.anchor.op not in GRID_KEEPING - {"pad"}:
+        return False
+    return all(structure.group_of[v] == structure.group_of[value] for v in region.anchor.inputs)

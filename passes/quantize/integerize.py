@@ -26,7 +26,7 @@ from qcompile.ir import (
     int_range,
 )
 from qcompile.pm.base import FLOAT_TO_INT, Levels, Nothing, Pass, PassContext, PassResult, Report
-from qcompile.pm.facts import BITS, RANGES, BitChoice, Range
+from qcompile.pm.facts import BITS, RANGES, ROUNDED, BitChoice, Range, Rounded
 from qcompile.semantics.grids import activation_grid, dequantize, quantize
 
 STORED_BITS = 8
@@ -51,7 +51,7 @@ class Integerize(Pass):
     preserves = Nothing("rounds weights and activations")
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        writer = Integerizer(graph, graph.notes[RANGES], graph.notes[BITS])
+        writer = Integerizer(graph, graph.notes[RANGES], graph.notes[BITS], rounded=graph.notes.get(ROUNDED))
         result = writer.run()
         copies = tuple(f"{name} is stored at 8 bits and copied at fewer for its layers" for name in writer.copies)
         return PassResult(result, Report(done=copies))
@@ -65,6 +65,7 @@ class Integerizer:
         ranges: by grid group.
         bits: by layer.
         scales: weight scales found before, by (layer, bits); filled as a side effect.
+        rounded: integer weights chosen before, by layer; others are rounded to nearest.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Integerizer:
         ranges: Mapping[str, Range],
         bits: Mapping[str, BitChoice],
         scales: ScaleMemo | None = None,
+        rounded: Mapping[str, Rounded] | None = None,
     ) -> None:
         self.graph, self.ranges, self.bits = graph, ranges, bits
         self.structure = Structure(graph)
@@ -84,9 +86,12 @@ class Integerizer:
             if group not in self.structure.wide:
                 self.grids[group] = self._grid(group, self._stored_bits(group))
         self.weights: dict[str, IntegerWeights] = {
-            layer: integer_weights(graph, graph.by_name[layer], bits[layer].w, self._layer_grid(layer), self.scales)
+            layer: integer_weights(
+                graph, graph.by_name[layer], bits[layer].w, self._layer_grid(layer), self.scales,
+                (rounded or {}).get(layer),
+            )
             for layer in self.structure.layers
-        }
+        }  # fmt: skip
         for group in self.structure.wide:
             limit = max(self._reach(value) for value in self.structure.members[group])
             self.grids[group] = Grid(max(limit, 1e-30) / _WIDE_LIMIT, 0, "i32")

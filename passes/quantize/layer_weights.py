@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.ir import Array, Graph, Grid, Node, int_range
+from qcompile.pm.facts import Rounded
 from qcompile.semantics.grids import quantize_weights, weight_scales
 
 ScaleMemo = dict[tuple[str, int], NDArray[np.float64]]
@@ -31,20 +32,32 @@ class IntegerWeights:
     reach: float
 
 
-def integer_weights(graph: Graph, node: Node, bits: int, grid: Grid, memo: ScaleMemo) -> IntegerWeights:
-    """Round a layer's weights to `bits` and its bias to int32, for an input on `grid`.
+def integer_weights(
+    graph: Graph, node: Node, bits: int, grid: Grid, memo: ScaleMemo, rounded: Rounded | None = None
+) -> IntegerWeights:
+    """A layer's weights at `bits` and its bias in int32, for an input on `grid`: those in `rounded`, else to nearest.
 
     Where a channel's weights are so small that its bias would not fit 2^29 steps, its scale grows until it does:
     the weights of such a channel are negligible beside the bias.
     """
     w = graph.const(node, "w")
-    bias = graph.const_or(node, "b")
-    b = np.zeros(len(w)) if bias is None else bias.astype(np.float64)
-    key = (node.name, bits)
-    if key not in memo:
-        memo[key] = weight_scales(w, bits)
-    scale = np.maximum(memo[key], np.abs(b) / (grid.scale * _BIAS_LIMIT))
-    q = quantize_weights(w, bits, scale)
+    if rounded is not None and rounded.bits == bits:
+        b, chosen = rounded.b, rounded.scale
+    else:
+        rounded = None
+        bias = graph.const_or(node, "b")
+        b = np.zeros(len(w)) if bias is None else bias.astype(np.float64)
+        key = (node.name, bits)
+        if key not in memo:
+            memo[key] = weight_scales(w, bits)
+        chosen = memo[key]
+    scale = np.maximum(chosen, np.abs(b) / (grid.scale * _BIAS_LIMIT))
+    if rounded is None:
+        q = quantize_weights(w, bits, scale)
+    else:
+        # Channels whose scale had to grow are rounded again; all others keep their integers.
+        kept = (scale == chosen).reshape(-1, *[1] * (w.ndim - 1))
+        q = np.where(kept, rounded.q, quantize_weights(rounded.real(), bits, scale))
     flat = q.reshape(len(q), -1).astype(np.int64)
     folded = np.rint(b / (grid.scale * scale)).astype(np.int64) - grid.zero * flat.sum(axis=1)
     lo, hi = int_range(grid.dtype)

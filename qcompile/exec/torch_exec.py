@@ -23,6 +23,7 @@ class TorchGraph:
 
     Attributes:
         weights: node name → weight of each conv2d and linear, float32 leaf tensors without gradient.
+        last_uses: node name → the values that nothing reads behind it.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -33,8 +34,12 @@ class TorchGraph:
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in graph.consts.items()}
         self._consts = {node.name: {role: tensors[name] for role, name in node.consts} for node in graph.nodes}
         self.weights = {node.name: self._consts[node.name]["w"] for node in graph.nodes if node.op in WEIGHTED}
-        self._last = _last_uses(graph)
+        self.last_uses = _last_uses(graph)
         self._tail = TorchGraph(graph.tail) if graph.tail is not None else None
+
+    def consts_of(self, node: Node) -> Consts:
+        """The constants of a node by role."""
+        return self._consts[node.name]
 
     def run(
         self,
@@ -66,9 +71,9 @@ class TorchGraph:
             consts: Consts = self._consts[node.name]
             if weights is not None and node.name in weights:
                 consts = {**consts, "w": weights[node.name]}
-            result = _RULES[node.op](node, [values[v] for v in node.inputs], consts)
+            result = evaluate(node, [values[v] for v in node.inputs], consts)
             values[node.name] = quantize(node.name, result) if quantize else result
-            for value in self._last.get(node.name, ()):
+            for value in self.last_uses.get(node.name, ()):
                 if value not in held:
                     del values[value]
         kept = {name: values[name] for name in keep if name in values}
@@ -77,6 +82,11 @@ class TorchGraph:
             further = [name for name in keep if name not in kept]
             return self._tail.run(outputs, keep=further) | kept
         return outputs | kept
+
+
+def evaluate(node: Node, inputs: Sequence[Tensor], consts: Consts) -> Tensor:
+    """One float operator on tensors with a batch dimension."""
+    return _RULES[node.op](node, inputs, consts)
 
 
 def _last_uses(graph: Graph) -> dict[str, list[str]]:

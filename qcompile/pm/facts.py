@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qcompile.ir import Aspect, NoteKey
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.ir import Array, Aspect, NoteKey
 
 Bits = tuple[int, int]
 """(weight bits, activation bits); the activation is the layer's input."""
@@ -99,6 +102,27 @@ class BitChoice:
     a: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounded:
+    """A layer's weights as integers, and the bias that goes with them.
+
+    Attributes:
+        bits: width of the weights.
+        q: int8, the weights' shape, |q| ≤ 2^(bits−1) − 1.
+        scale: of each output channel, float64 (O,).
+        b: bias in real units, float64 (O,).
+    """
+
+    bits: int
+    q: Array
+    scale: NDArray[np.float64]
+    b: NDArray[np.float64]
+
+    def real(self) -> NDArray[np.float64]:
+        """The weights the integers stand for."""
+        return np.asarray(self.q.astype(np.float64) * self.scale.reshape(-1, *[1] * (self.q.ndim - 1)))
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """Smallest and largest integer a value can take, proved."""
@@ -122,6 +146,8 @@ GROUPS = NoteKey("groups", GridGroup, Aspect.STRUCTURE)
 COSTS = NoteKey("costs", CostTable, Aspect.STRUCTURE)
 """by layer"""
 BITS = NoteKey("bits", BitChoice, Aspect.STRUCTURE)
+"""by layer"""
+ROUNDED = NoteKey("rounded", Rounded, _ALL)
 """by layer"""
 BOUNDS = NoteKey("bounds", Bounds, _ALL)
 """by value of the integer graph"""

@@ -1,16 +1,20 @@
 """Notes as JSON and back, by the declared types of their dataclasses.
 
-Mappings with keys that are not text become lists of pairs; numbers JSON lacks (inf, nan) become text.
+Mappings with keys that are not text become lists of pairs; numbers JSON lacks (inf, nan) become text; arrays become
+their bytes in base64, with dtype and shape.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
 import types
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from qcompile.errors import UsageError
 from qcompile.ir import NoteKey, Notes
@@ -60,6 +64,9 @@ def _encode(value: Any) -> Any:
         return [_encode(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
+    if isinstance(value, np.ndarray):
+        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+        return {"dtype": value.dtype.str, "shape": list(value.shape), "base64": data}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if hasattr(value, "item"):
@@ -74,6 +81,9 @@ def _hints(cls: type[Any]) -> Mapping[str, Any]:
 
 def _decode(hint: Any, value: Any) -> Any:
     origin, args = get_origin(hint), get_args(hint)
+    if origin is np.ndarray:
+        flat = np.frombuffer(base64.b64decode(value["base64"]), np.dtype(value["dtype"]))
+        return flat.reshape(value["shape"])
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         names = [f.name for f in dataclasses.fields(hint)]
         if not isinstance(value, Mapping) or set(value) != set(names):

@@ -214,7 +214,7 @@ def _against(value: str, budget: str | None) -> str:
 def _pipeline() -> dict[str, list[str]]:
     from qcompile import pipelines
 
-    names = ("CANONICALIZE", "CALIBRATE", "ANALYSIS", "QUANTIZE", "LOWER")
+    names = ("CANONICALIZE", "CALIBRATE", "ANALYSIS", "ROUND", "QUANTIZE", "LOWER")
     return {name.lower(): list(getattr(pipelines, name)) for name in names}
 
 
