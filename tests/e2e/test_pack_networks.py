@@ -78,7 +78,7 @@ def compiled(network: str, folder: Path, samples: int) -> api.CompileResult:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_artifact_equals_the_reference(network: str, tmp_path: Path) -> None:
     result = compiled(network, tmp_path, 16 if network in LARGE else 64)
-    count = 4 if network in LARGE else 64
+    count = 4 if network in LARGE else 256 if "cifar10" in network else 64
     inputs = data(network, "dev", count)
     if inputs is None:
         port = result.artifact.graph.inputs[0]
