@@ -40,8 +40,10 @@ class Target:
     bytes_per_second: float = 1e10
 
     def pixel(self, channels: int) -> int:
-        """Stride between pixels of a channels-last image: few channels are padded to 4, more to the block."""
-        if self.channel_block == 1:
+        """Stride between pixels of a channels-last image: up to 4 channels lie close, more fill blocks.
+
+        Close pixels make the taps of a kernel row one run of bytes for the first layer's dot products.
+        """
+        if channels <= 4:
             return channels
-        block = 4 if channels <= 4 else self.channel_block
-        return -(-channels // block) * block
+        return -(-channels // self.channel_block) * self.channel_block

@@ -35,12 +35,15 @@ COMPILER_KEYS = ("kind", "mtriple", "mcpu", "mattr")
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Machine code of one function, and the texts to inspect it by."""
+    """Machine code of one function, and the module to inspect it by: a listing is a second code generation."""
 
     name: str
     object: bytes
-    llvm: str
-    assembly: str
+    module: Any
+
+    @property
+    def assembly(self) -> str:
+        return str(self.module.inspect_source("asm"))
 
 
 def compiler_version() -> str:
@@ -71,7 +74,7 @@ def compile_function(func: Any, options: Mapping[str, str]) -> Code:
         path = Path(folder) / "kernel.o"
         library.write_to_file(str(path))
         code = path.read_bytes()
-    return Code(name, code, library.inspect_source("ll"), library.inspect_source("asm"))
+    return Code(name, code, library)
 
 
 def compile_functions(funcs: Sequence[Any], options: Mapping[str, str], jobs: int | None = None) -> list[Code]:

@@ -16,7 +16,7 @@ from qcompile.target.program import Kernel, Program
 from targets._tvm import build, float_scan, library, profile
 from targets._tvm.context import Context, Emitted
 from targets._tvm.isa import Isa
-from targets._tvm.kernels import conv_direct, generic, winograd
+from targets._tvm.kernels import conv_direct, depthwise, generic, winograd
 from targets._tvm.runner import ENTRY, LIBRARY, LibraryExecutable
 
 Generator = Callable[[Context], Emitted]
@@ -116,3 +116,7 @@ def winograd_variant(name: str, isa: Isa, form: winograd.Form) -> Variant:
 
 def direct_variant(name: str, isa: Isa, proved: Legal = lambda ctx: True) -> Variant:
     return Variant(name, isa, lambda ctx: conv_direct.is_legal(ctx) and proved(ctx), conv_direct.emit)
+
+
+def depthwise_variant(isa: Isa) -> Variant:
+    return Variant("depthwise", isa, depthwise.is_legal, depthwise.emit)

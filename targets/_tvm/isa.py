@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tvm import tirx as tir
+
 from targets._tvm.builder import Expr
 
 Operand = tuple[Expr, ...]
@@ -59,6 +61,12 @@ class Isa(Protocol):
     def dot2(self, acc: Expr, x: Operand, w: Operand) -> Expr:
         """acc + Σ over the 2 int16 of each lane, modulo 2^32."""
 
+    def saturate16(self, a: Expr, b: Expr) -> Expr:
+        """int32 → int16 with signed saturation; in every 16-byte segment first the lanes of a, then of b."""
+
+    def saturate8(self, a: Expr, b: Expr) -> Expr:
+        """int16 → uint8 with saturation to 0…255; segments as in `saturate16`."""
+
 
 @dataclass(frozen=True, slots=True)
 class PortableIsa:
@@ -97,3 +105,18 @@ class PortableIsa:
         wide = vec("int32", self.lanes)
         low, half = const(16, wide), const(16, wide)
         return acc + ((x[0] << low) >> low) * ((w[0] << low) >> low) + (x[0] >> half) * (w[0] >> half)
+
+    def saturate16(self, a: Any, b: Any) -> Any:
+        return self._saturate(a, b, "int16", -(1 << 15), (1 << 15) - 1)
+
+    def saturate8(self, a: Any, b: Any) -> Any:
+        return self._saturate(a, b, "uint8", 0, 255)
+
+    def _saturate(self, a: Any, b: Any, dtype: str, lo: int, hi: int) -> Any:
+        from targets._tvm.builder import cast, const, dtype_of, lanes_of, shuffle, vec
+
+        wide, lanes = dtype_of(a), lanes_of(a)
+        limited = [cast(vec(dtype, lanes), tir.min(tir.max(x, const(lo, wide)), const(hi, wide))) for x in (a, b)]
+        part = lanes * 4 // self.lanes
+        order = [s + i + lanes * which for s in range(0, lanes, part) for which in (0, 1) for i in range(part)]
+        return shuffle(limited[0], limited[1], order)

@@ -74,6 +74,30 @@ def depthwise(w: Array, lanes: int) -> Array:
     return np.pad(w.reshape(channels, -1).T.astype(np.int32), ((0, 0), (0, -channels % lanes)))
 
 
+def circular_groups(groups: int, segments: int) -> int:
+    """16-channel groups in a table that vectors of `segments` groups read from any group on, wrapping around."""
+    return groups if groups % segments == 0 else groups + segments - 1
+
+
+def _segments(array: Array, groups: int, segments: int) -> Array:
+    """[channels, …] → [4, circular groups, 4, …]: the order of bytes interleaved in 16-byte segments."""
+    array = np.pad(array, ((0, groups * 16 - len(array)), *[(0, 0)] * (array.ndim - 1)))
+    quarters = array.reshape(groups, 4, 4, *array.shape[1:]).swapaxes(0, 1)
+    return quarters[:, np.arange(circular_groups(groups, segments)) % groups]
+
+
+def segment_table(array: Array, groups: int, segments: int) -> Array:
+    """A constant per channel as int32 in the order of interleaved bytes; one number stays one."""
+    array = array.astype(np.int32).reshape(-1)
+    return array if array.size == 1 else _segments(array, groups, segments)
+
+
+def quads(w: Array, taps: Sequence[Sequence[int]], groups: int, segments: int) -> Array:
+    """int8[C, 1, KH, KW] → int8[quads, 4, circular groups, 4, 4]: the chosen 4 taps (−1: zero) of every channel."""
+    flat = np.pad(w.reshape(len(w), -1), ((0, 0), (0, 1)))
+    return np.stack([_segments(flat[:, list(chosen)], groups, segments) for chosen in taps])
+
+
 def input_width(w: Array, groups: int, lanes: int) -> int:
     """Consecutive input channels that a block of `lanes` output channels reads."""
     per_group, inputs = int(w.shape[0]) // groups, int(w.shape[1])
@@ -156,6 +180,8 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         zeros,
         lane_table,
         depthwise,
+        quads,
+        segment_table,
         direct,
         winograd_weights,
         winograd_start,

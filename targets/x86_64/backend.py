@@ -7,7 +7,7 @@ import numpy as np
 from qcompile.ir import int_range
 from qcompile.target.model import Target
 from targets._tvm.context import Context
-from targets._tvm.cpu import CpuBackend, direct_variant, generic_variant, winograd_variant
+from targets._tvm.cpu import CpuBackend, depthwise_variant, direct_variant, generic_variant, winograd_variant
 from targets._tvm.kernels.winograd import F2, F4
 from targets.x86_64.isa import Avx2, Avx2Saturating, Vnni
 
@@ -34,6 +34,7 @@ class X86Vnni(CpuBackend):
                 winograd_variant("winograd-2", Vnni(), F2),
                 direct_variant("vnni", Vnni()),
                 winograd_variant("winograd-4", Vnni(), F4),
+                depthwise_variant(Vnni()),
                 generic_variant(Vnni()),
             ],
         )
@@ -49,6 +50,7 @@ class X86Avx2(CpuBackend):
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16),
             direct_variant("madd", Avx2()),
             winograd_variant("winograd-4", Avx2(), F4),
+            depthwise_variant(Avx2()),
             generic_variant(Avx2()),
         ]
         super().__init__(target, options, variants)

@@ -40,6 +40,12 @@ class Vnni:
         pairs_x, pairs_w = reinterpret("int16x32", x[0]), reinterpret("int16x32", w[0])
         return llvm("llvm.x86.avx512.vpdpwssd.512", "int32x16", acc, pairs_x, pairs_w)
 
+    def saturate16(self, a: Expr, b: Expr) -> Expr:
+        return llvm("llvm.x86.avx512.packssdw.512", "int16x32", a, b)
+
+    def saturate8(self, a: Expr, b: Expr) -> Expr:
+        return reinterpret("uint8x64", llvm("llvm.x86.avx512.packuswb.512", "int8x64", a, b))
+
 
 @dataclass(frozen=True, slots=True)
 class Avx2:
@@ -72,6 +78,12 @@ class Avx2:
 
     def dot2(self, acc: Expr, x: Operand, w: Operand) -> Expr:
         return acc + _madd(x[0], w[0])
+
+    def saturate16(self, a: Expr, b: Expr) -> Expr:
+        return llvm("llvm.x86.avx2.packssdw", "int16x16", a, b)
+
+    def saturate8(self, a: Expr, b: Expr) -> Expr:
+        return reinterpret("uint8x32", llvm("llvm.x86.avx2.packuswb", "int8x32", a, b))
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,15 +158,29 @@ def dense_cases(c: Cases) -> None:
         (40, (3, 3), (2, 2), (0, 0, 1, 1), 8),
         (5, (5, 5), (1, 1), (2, 2, 2, 2), 4),
         (24, (7, 7), (1, 1), (3, 3, 3, 3), 8),
+        (144, (3, 3), (1, 1), (1, 1, 1, 1), 8),
+        (96, (3, 3), (2, 2), (1, 1, 1, 1), 8),
+        (64, (3, 3), (1, 1), (1, 1, 1, 1), 8),
+        (16, (3, 3), (2, 2), (1, 1, 1, 1), 8),
+        (48, (5, 5), (2, 2), (2, 2, 2, 2), 8),
+        (80, (2, 3), (2, 1), (1, 1, 0, 1), 6),
+        (48, (4, 4), (1, 1), (0, 0, 0, 0), 8),
     ):
         x = c.image(channels, 11, 9)
         y = c.conv(x, channels, kernel, bits=bits, groups=channels, stride=stride, pad=pad, pad_value=128)
         c.show(c.requant(y, reach=1 << 14, zp=128))
+        if channels in (16, 96, 144):
+            dtype, size = ("u5", (2, 2)) if channels > 16 else ("u8", (1, 1))
+            y = c.conv(x, channels, kernel, groups=channels, pad=(2, 2, 2, 2), dilation=size, pad_value=128)
+            c.show(c.requant(y, reach=1 << 17, zp=9, dtype=dtype))
+            c.show(c.requant(y, small_shift=True, zp=100))
     c.show(c.conv(c.image(12, 4, 5), 20, (3, 3), pad=(1, 1, 1, 1)))
     c.show(c.requant(c.conv(c.input(3, 6, 6), 8, (3, 3), pad=(1, 1, 1, 1), pad_value=9), reach=1 << 17))
     for shape, out in (((64,), 10), ((63,), 17), ((8, 32), 24), ((2, 5, 13), 33), ((512,), 200)):
         x = c.input(*shape)
         c.show(c.requant(c.linear(x, out), reach=1 << 18))
+        if len(shape) > 1:
+            c.show(c.requant(c.linear(x, out), reach=1 << 18, per="position"))
         held = c.op("table", x, consts={"t": np.arange(256)[::-1].astype(np.uint8).copy()}, dtype="u8")
         c.show(c.linear(held, out))
 

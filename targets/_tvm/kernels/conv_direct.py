@@ -11,13 +11,14 @@ import math
 from dataclasses import dataclass
 
 from qcompile.ir import Array
-from targets._tvm.builder import Expr, broadcast, const, reinterpret, vec
+from targets._tvm.builder import Expr, broadcast, const, reinterpret, shuffle, vec
 from targets._tvm.context import Context, Emitted
-from targets._tvm.kernels.epilogue import Epilogue, store
+from targets._tvm.kernels.epilogue import Epilogue, per_channel, store
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
 from targets._tvm.kernels.window import is_depthwise
 from targets._tvm.packing import STEP, first_channel, input_width
+from targets._tvm.tir_kit import in_order, narrowed
 
 
 def shared_blocks(w: Array, groups: int, lanes: int) -> int:
@@ -33,6 +34,8 @@ def shared_blocks(w: Array, groups: int, lanes: int) -> int:
 def is_legal(ctx: Context) -> bool:
     """Whether the loads of the tiles stay inside the buffers and read what the operator defines."""
     node = ctx.anchor
+    if not per_channel(ctx):
+        return False
     if node.op == "linear":
         source = ctx.program.buffers[node.inputs[0]]
         # The last step of a row reads up to 3 bytes behind it, which only the arena has room for.
@@ -179,11 +182,27 @@ class DirectConv:
             inputs = b.let(x0 + taps + d * (unroll * STEP))
             for u in range(unroll):
                 self._step(tile, accs, inputs + u * STEP, weights + u * self.lanes * STEP)
-        for g, group in enumerate(accs):
-            channel = b.let((block + g) * self.lanes)
-            for p, acc in enumerate(group):
-                coords = self._coords(channel, row + p // tile.cols, col + p % tile.cols)
-                store(self.ctx, coords, self.epilogue.value(b.load(acc, 0), coords, self.lanes), exact)
+        self._finish(tile, accs, block, row, col, exact)
+
+    def _finish(self, tile: Tile, accs: list[list[Expr]], block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
+        """Requantize and store a tile, four vectors at a time where they fill a vector of bytes."""
+        b, places = self.b, [(p, g) for p in range(tile.pixels) for g in range(tile.blocks)]
+        channels = [b.let((block + g) * self.lanes) for g in range(tile.blocks)]
+        packed = len(places) // 4 * 4 if self.epilogue.narrows and exact is None else 0
+
+        def coords(p: int, g: int) -> tuple[Expr, ...]:
+            return self._coords(channels[g], row + p // tile.cols, col + p % tile.cols)
+
+        for first in range(0, packed, 4):
+            four = places[first : first + 4]
+            late = [self.epilogue.late(b.load(accs[g][p], 0), coords(p, g), self.lanes) for p, g in four]
+            whole = b.let(in_order(narrowed(self.isa, late)))
+            for start, count in runs([p for p, _ in four]):
+                part = list(range(start * self.lanes, (start + count) * self.lanes))
+                store(self.ctx, coords(*four[start]), whole if count == 4 else shuffle(whole, whole, part))
+        for p, g in places[packed:]:
+            value = self.epilogue.value(b.load(accs[g][p], 0), coords(p, g), self.lanes)
+            store(self.ctx, coords(p, g), value, exact)
 
     def _step(self, tile: Tile, accs: list[list[Expr]], inputs: Expr, weights: Expr) -> None:
         """One dot product of 4 bytes into every accumulator of the tile."""
@@ -199,6 +218,12 @@ class DirectConv:
             x = tuple(b.let(v) for v in isa.prepare_x(b.let(broadcast(four, self.lanes))))
             for g in range(tile.blocks):
                 b.store(accs[g][p], 0, isa.dot4(b.load(accs[g][p], 0), x, ws[g]))
+
+
+def runs(values: list[int]) -> list[tuple[int, int]]:
+    """Stretches of equal neighbours: (start, count)."""
+    starts = [i for i, v in enumerate(values) if i == 0 or v != values[i - 1]]
+    return [(a, b - a) for a, b in zip(starts, [*starts[1:], len(values)], strict=True)]
 
 
 def emit(ctx: Context) -> Emitted:

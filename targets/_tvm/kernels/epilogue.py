@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from qcompile.semantics import scalar
 from targets._tvm.builder import Expr, broadcast, cast, const, lanes_of, vec
 from targets._tvm.context import Context, Stored
 from targets._tvm.kernels.bounds import accumulator_bound
-from targets._tvm.tir_kit import WIDE_SHIFT, Small, TirKit
+from targets._tvm.tir_kit import WIDE_SHIFT, Late, LateKit, Small, TirKit
 
 _ACCUMULATOR = 1 << 31
 _SMALL_VALUE = 1 << 29
@@ -27,13 +27,13 @@ class Scale:
 
     Attributes:
         wide: all shifts are then at least WIDE_SHIFT.
-        on_value: term i takes the factor on its value; otherwise its multiplier takes it.
-        on_multiplier: the bits that multiplier i takes.
+        on_value: the bits that term i takes on its value.
+        on_multiplier: the bits that its multiplier takes instead.
     """
 
     bits: int
     wide: bool
-    on_value: tuple[bool, ...]
+    on_value: tuple[int, ...]
     on_multiplier: tuple[int, ...]
 
 
@@ -58,17 +58,39 @@ def _scale(ctx: Context, node: Node, anchor: str | None, bits: int, anchor_bits:
             reach = min(accumulator_bound(ctx, ctx.anchor), _ACCUMULATOR) + abs(zero)
         else:
             reach = (int_range(ctx.layout(value).dtype)[1] if small else _ACCUMULATOR) + abs(zero)
+        rest = bits - (anchor_bits if value == anchor else 0)
         shift_value = small and reach << bits < _SMALL_VALUE
-        rest = 0 if shift_value else bits - (anchor_bits if value == anchor else 0)
-        if rest and largest << rest >= _ACCUMULATOR:
-            return None
-        on_value.append(shift_value and bits > 0)
-        on_multiplier.append(rest)
+        if rest and not shift_value and largest << rest >= _ACCUMULATOR:
+            # A sum of few products has room; shifting it costs less than 64-bit arithmetic.
+            shift_value = value == anchor and reach << bits < _ACCUMULATOR
+            if not shift_value:
+                return None
+        on_value.append(rest if shift_value else 0)
+        on_multiplier.append(0 if shift_value else rest)
         total += reach * largest << bits
     wide = int(np.min(e)) + bits >= WIDE_SHIFT
     if (bits or wide) and total >= _TOTAL:
-        return Scale(0, False, (False,) * len(on_value), (0,) * len(on_value)) if not bits else None
+        return Scale(0, False, (0,) * len(on_value), (0,) * len(on_value)) if not bits else None
     return Scale(bits, wide, tuple(on_value), tuple(on_multiplier))
+
+
+class Table(Protocol):
+    """Where an epilogue finds a constant of the requant."""
+
+    def at(self, coords: Sequence[Expr], lanes: int) -> Expr:
+        """The values for `lanes` elements from `coords`."""
+
+
+def per_channel(ctx: Context) -> bool:
+    """Whether every constant of the fused requant is one number, or one for each output channel."""
+    node, rank = ctx.kernel.epilogue, len(ctx.out_layout.shape)
+    axis = 0 if ctx.anchor.op == "conv2d" else rank - 1
+    for role, _ in node.consts if node else ():
+        shape = ctx.const(node, role).shape  # type: ignore[arg-type]
+        shape = (1,) * (rank - len(shape)) + shape
+        if any(size != 1 for d, size in enumerate(shape) if d != axis):
+            return False
+    return True
 
 
 class ParamTable:
@@ -114,7 +136,14 @@ def load_at(ctx: Context, source: Stored, coords: Sequence[Expr], lanes: int) ->
 class Epilogue:
     """The fused requant of a kernel, or a plain store of the anchor's int32 where there is none."""
 
-    def __init__(self, ctx: Context, node: Node | None, anchor: str | None, anchor_bits: int = 0) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        node: Node | None,
+        anchor: str | None,
+        anchor_bits: int = 0,
+        table: Callable[[str], Table] | None = None,
+    ) -> None:
         self._ctx = ctx
         self._node = node
         self._anchor = anchor
@@ -124,17 +153,19 @@ class Epilogue:
         layout = ctx.out_layout
         rank = len(layout.shape)
 
-        def table(role: str) -> ParamTable | None:
+        def found(role: str) -> Table | None:
             constant = node.const(role)
-            return None if constant is None else ParamTable(ctx, constant, rank, layout.channels_last)
+            if constant is None:
+                return None
+            return table(constant) if table else ParamTable(ctx, constant, rank, layout.channels_last)
 
         scale = choose_scale(ctx, node, anchor, anchor_bits)
         if scale is None:
             raise InternalError("the accumulator cannot be scaled without overflow", node=node.name)
         self._scale = scale
-        self._multipliers = [table(f"m{i}") for i in range(len(node.inputs))]
-        self._shift = table("e")
-        self._negative = table("mneg")
+        self._multipliers = [found(f"m{i}") for i in range(len(node.inputs))]
+        self._shift = found("e")
+        self._negative = found("mneg")
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -146,8 +177,22 @@ class Epilogue:
         anchor."""
         if self._node is None:
             return cast(vec(self._dtype, lanes), acc)
-        attrs, b = self._node.attrs, self._ctx.b
         kit = TirKit(lanes, wide_shift=self._scale.wide)
+        return kit.result(self._requant(kit, acc, coords, lanes), self._dtype)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether `late` may be used: a requant whose result is stored in bytes."""
+        return self._node is not None and self._dtype == "uint8"
+
+    def late(self, acc: Expr, coords: Sequence[Expr], lanes: int) -> Late:
+        """As `value`, but not yet clipped: for `narrowed`."""
+        found = self._requant(LateKit(lanes, wide_shift=self._scale.wide), acc, coords, lanes)
+        return Late(self._ctx.b.let(found.expr), found.offset, found.lo, found.hi)
+
+    def _requant(self, kit: TirKit, acc: Expr | None, coords: Sequence[Expr], lanes: int) -> Any:
+        assert self._node is not None
+        attrs, b = self._node.attrs, self._ctx.b
         scale = self._scale
         whole = vec("int32", lanes)
         xs = [
@@ -161,16 +206,16 @@ class Epilogue:
             shift = shift + const(scale.bits, whole)
         for i, (on_value, bits) in enumerate(zip(scale.on_value, scale.on_multiplier, strict=True)):
             if on_value:
-                xs[i] = Small(cast(whole, xs[i]) << const(scale.bits, whole))
+                shifted = cast(whole, xs[i]) << const(on_value, whole)
+                xs[i] = shifted if self._node.inputs[i] == self._anchor else Small(shifted)
                 zeros[i] <<= scale.bits
             if bits:
                 multipliers[i] = multipliers[i] << const(bits, whole)
                 negative = None if negative is None else negative << const(bits, whole)
-        result = scalar.requant(
+        return scalar.requant(
             kit, xs, multipliers, Small(shift), zeros,
             attrs.int("zp"), attrs.int("lo"), attrs.int("hi"), negative,
         )  # fmt: skip
-        return kit.result(result, self._dtype)
 
 
 def store(ctx: Context, coords: Sequence[Expr], value: Expr, count: int | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from qcompile.ir import MOVEMENT, storage
 from targets._tvm.builder import Expr
 from targets._tvm.context import Context, Emitted
-from targets._tvm.kernels import dense, elementwise, movement, window
+from targets._tvm.kernels import boundary, dense, elementwise, movement, window
 from targets._tvm.kernels.epilogue import Epilogue
 from targets._tvm.kernels.pointwise import At, Region, emit_region, fill_halo, same_lanes
 
@@ -18,7 +18,9 @@ _SCALAR_OPS = frozenset({"table", "linear"})
 def emit(ctx: Context) -> Emitted:
     """Generate the kernel of `ctx`."""
     node = ctx.anchor
-    if node.op in MOVEMENT:
+    if boundary.is_legal(ctx):
+        boundary.emit(ctx)
+    elif node.op in MOVEMENT:
         for region in movement.regions(ctx, node):
             emit_region(ctx, region)
     else:

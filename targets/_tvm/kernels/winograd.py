@@ -25,7 +25,7 @@ from qcompile.ir import int_range
 from targets._tvm.builder import Expr, broadcast, cast, const, dtype_of, reinterpret, vec
 from targets._tvm.context import Context, Emitted
 from targets._tvm.kernels.bounds import accumulator_bound
-from targets._tvm.kernels.epilogue import Epilogue, choose_scale, store
+from targets._tvm.kernels.epilogue import Epilogue, choose_scale, per_channel, store
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
 from targets._tvm.packing import STEP, WINOGRAD_OFFSET, winograd_transform
@@ -107,7 +107,7 @@ _INVERSE_9 = pow(9, -1, 1 << 32)
 def is_legal(ctx: Context, form: Form) -> bool:
     """3×3, stride 1, one group, channels-last with a halo; small enough inputs and weights, proved here."""
     node, requant = ctx.anchor, ctx.kernel.epilogue
-    if node.op != "conv2d" or requant is None:
+    if node.op != "conv2d" or requant is None or not per_channel(ctx):
         return False
     w, attrs = ctx.const(node, "w"), node.attrs
     plain = w.shape[2:] == (3, 3) and attrs.ints("stride") == attrs.ints("dilation") == (1, 1)
