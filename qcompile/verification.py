@@ -59,14 +59,3 @@ def _compare(artifact: Artifact, integers: dict[str, Any]) -> tuple[int, int]:
             )
         differing += int(np.count_nonzero(got[name] != expected))
     return len(next(iter(integers.values()))), differing
-
-
-def raise_if_failed(result: dict[str, Any]) -> None:
-    """Raise VerificationError where `verify_artifact` found anything."""
-    if result["differing_integers"]:
-        raise VerificationError(f"{result['differing_integers']} integers differ from the reference")
-    if result["float_operations"]:
-        raise VerificationError(
-            f"{result['float_operations']} floating-point operations between the integer input and output",
-            hint="; ".join(result["found"][:3]),
-        )

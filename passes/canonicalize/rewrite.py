@@ -39,11 +39,6 @@ def real(graph: Graph, node: Node, role: str) -> NDArray[np.float64]:
     return np.asarray(graph.const(node, role), dtype=np.float64)
 
 
-def producer(graph: Graph, value: str) -> Node | None:
-    """The node that computes a value; None for inputs of the graph."""
-    return graph.by_name.get(value)
-
-
 def sole_producer(graph: Graph, value: str) -> Node | None:
     """The node that computes a value which only one node reads and no output shows."""
     node = graph.by_name.get(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.ir import Array, Grid, bits_of, int_range, storage
+from qcompile.ir import Array, Grid, int_range, storage
 
 Float = NDArray[np.float64]
 
@@ -107,7 +107,3 @@ def unpack_bits(data: bytes, bits: int, count: int, signed: bool) -> Array:
         return flat
     shift = 8 - bits
     return (flat << shift).view(np.int8) >> shift
-
-
-def grid_bits(grid: Grid) -> int:
-    return bits_of(grid.dtype)
