@@ -6,6 +6,8 @@ Activations are unsigned with a zero point, per tensor; weights symmetric per ou
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +41,21 @@ def quantize(x: Array, grid: Grid) -> Array:
 
 def dequantize(q: Array, grid: Grid) -> Array:
     """Integer → float32: scale · (q − zero)."""
+    if q.dtype == np.uint8 and q.size >= _TABLE_FROM:
+        return _reals(grid).take(q)
     return ((q.astype(np.float64) - grid.zero) * grid.scale).astype(np.float32)
+
+
+_TABLE_FROM = 256
+"""Elements from which looking up is quicker than computing."""
+
+
+@lru_cache(maxsize=256)
+def _reals(grid: Grid) -> Array:
+    """What each uint8 stands for."""
+    reals = ((np.arange(256.0) - grid.zero) * grid.scale).astype(np.float32)
+    reals.flags.writeable = False
+    return reals
 
 
 def fake_quantize(x: Array, grid: Grid) -> Array:

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from qcompile.ir import Array, Graph
+from qcompile.ir import Array, Graph, Grid
 from qcompile.target.program import Kernel, Program
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Seconds of one call: median and spread over `runs` timed calls, and the conditions."""
+    """Seconds of one call: median and spread over `runs` timed calls, and the conditions.
+
+    Attributes:
+        median, p90, runs: of the calls.
+        threads: how many.
+        clock: seconds of `qcompile.target.clock.probe` meanwhile; 0 where it was not taken.
+    """
 
     median: float
     p90: float
     runs: int
     threads: int
+    clock: float = 0.0
+
+    def at(self, clock: float) -> Measurement:
+        """What it would have been while the probe took `clock` seconds; unchanged where either is unknown."""
+        if not (clock and self.clock):
+            return self
+        scale = clock / self.clock
+        return replace(self, median=self.median * scale, p90=self.p90 * scale, clock=clock)
 
 
 def enough_runs(seconds: float) -> int:
@@ -36,6 +50,17 @@ class Executable(Protocol):
         """Time single-sample calls end to end, from integer input to integer output; runs=0 chooses how many."""
 
 
+@runtime_checkable
+class Quantizing(Protocol):
+    """An executable that also makes the integers of its inputs, faster than NumPy can."""
+
+    def quantize(self, x: Array, grid: Grid) -> Array | None:
+        """What `qcompile.semantics.grids.quantize` gives for contiguous float32.
+
+        None where an element is not finite, or the grid is one it does not know.
+        """
+
+
 class Backend(Protocol):
     """One machine's code generator.  Every result equals `qcompile.semantics.interp` bit for bit.
 
@@ -49,9 +74,10 @@ class Backend(Protocol):
         """Implementations that are legal for this kernel and these weights (proved by ranges), preferred first."""
 
     def measure(self, works: Sequence[tuple[Kernel, Program]], threads: int) -> list[Measurement]:
-        """Time each kernel (its `variant` is set) alone on the device, caches warm, batch 1.
+        """Time each kernel (its `variant` is set) alone on the device, batch 1.
 
-        May build several in parallel and measures them one at a time.
+        Parameters are as far from the processor as in the whole program (`Program.resident`); values are where
+        the kernel before would have left them.  May build several in parallel and measures them one at a time.
         """
 
     def build(self, program: Program, directory: Path) -> Mapping[str, str]:

@@ -22,21 +22,24 @@ from typing import Any
 from qcompile.errors import StorageError
 from qcompile.target.backend import Measurement
 from qcompile.target.model import Target
-from qcompile.target.program import KernelWork
+from qcompile.target.program import KernelWork, ProgramWork
+
+Work = KernelWork | ProgramWork
 
 _BUSY_SECONDS = 30.0
 """How long one process waits for another's write; a write takes milliseconds."""
 
-_VERSION = 1
+_VERSION = 2
 """Of the table below; a file of another version is left alone and a new one is made beside it."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS costs (
     device TEXT NOT NULL, work TEXT NOT NULL, threads INTEGER NOT NULL, compiler TEXT NOT NULL,
-    median REAL NOT NULL, p90 REAL NOT NULL, runs INTEGER NOT NULL, conditions TEXT NOT NULL,
+    median REAL NOT NULL, p90 REAL NOT NULL, runs INTEGER NOT NULL, clock REAL NOT NULL, conditions TEXT NOT NULL,
     PRIMARY KEY (device, work, threads, compiler)
 ) WITHOUT ROWID
 """
+_CLOCKS = "CREATE TABLE IF NOT EXISTS clocks (device TEXT PRIMARY KEY, clock REAL NOT NULL) WITHOUT ROWID"
 _WHERE = "FROM costs WHERE device=? AND work=? AND threads=? AND compiler=?"
 
 
@@ -69,7 +72,10 @@ def fingerprint() -> str:
 
 
 class CostCache:
-    """Measured kernel costs in one SQLite file that several processes may use at once.
+    """Measured costs of kernels and programs in one SQLite file that several processes may use at once.
+
+    What it gives back is brought to one clock, that of the device's first measurement, so that measurements of
+    different days may be added up and later ones change no earlier one.
 
     Write-ahead logging keeps the file whole when a process is killed; what was put before stays.  Each call
     opens its own connection, so an instance may cross threads and forks.
@@ -83,23 +89,30 @@ class CostCache:
         self.path = (directory or cache_directory()) / f"costs-v{_VERSION}.sqlite"
         self.device = device or fingerprint()
 
-    def get_many(self, works: Iterable[KernelWork], threads: int, compiler: str) -> dict[str, Measurement]:
-        """The known measurements among these works, by `KernelWork.key`.
+    def get_many(self, works: Iterable[Work], threads: int, compiler: str) -> dict[str, Measurement]:
+        """The known measurements among these works, by key.
 
         Raises:
             StorageError: the cache cannot be opened.
         """
         found: dict[str, Measurement] = {}
         with self._open() as db:
+            reference = _reference_clock(db, self.device)
             for key in dict.fromkeys(work.key for work in works):
-                row = db.execute(f"SELECT median, p90, runs {_WHERE}", (self.device, key, threads, compiler)).fetchone()
+                where = (self.device, key, threads, compiler)
+                row = db.execute(f"SELECT median, p90, runs, clock {_WHERE}", where).fetchone()
                 if row is not None:
-                    found[key] = Measurement(median=row[0], p90=row[1], runs=row[2], threads=threads)
+                    found[key] = Measurement(row[0], row[1], row[2], threads, row[3]).at(reference)
         return found
+
+    def clock(self) -> float:
+        """The clock costs are given at, as `qcompile.target.clock.probe` gives it; 0 where nothing is known."""
+        with self._open() as db:
+            return _reference_clock(db, self.device)
 
     def put(
         self,
-        work: KernelWork,
+        work: Work,
         compiler: str,
         measurement: Measurement,
         conditions: Mapping[str, Any] | None = None,
@@ -107,7 +120,7 @@ class CostCache:
         """Store one measurement (its `threads` is part of the key), replacing an older one.
 
         Args:
-            work: the kernel that was measured.
+            work: the kernel or program that was measured.
             compiler: its version string.
             measurement: seconds; must be finite and not negative.
             conditions: whatever else was known, as JSON values (clock, load, isolation, …).
@@ -120,13 +133,15 @@ class CostCache:
             raise ValueError(f"not a duration: {measurement}")
         row = (
             self.device, work.key, measurement.threads, compiler,
-            measurement.median, measurement.p90, measurement.runs,
+            measurement.median, measurement.p90, measurement.runs, measurement.clock,
             json.dumps(dict(conditions or {}), sort_keys=True),
         )  # fmt: skip
         with self._open() as db:
-            db.execute("INSERT OR REPLACE INTO costs VALUES (?,?,?,?,?,?,?,?)", row)
+            db.execute("INSERT OR REPLACE INTO costs VALUES (?,?,?,?,?,?,?,?,?)", row)
+            if measurement.clock > 0:
+                db.execute("INSERT OR IGNORE INTO clocks VALUES (?,?)", (self.device, measurement.clock))
 
-    def conditions(self, work: KernelWork, threads: int, compiler: str) -> dict[str, Any] | None:
+    def conditions(self, work: Work, threads: int, compiler: str) -> dict[str, Any] | None:
         """What was noted about a measurement, or None where there is none."""
         with self._open() as db:
             row = db.execute(
@@ -154,6 +169,11 @@ class CostCache:
             ) from error
 
 
+def _reference_clock(db: sqlite3.Connection, device: str) -> float:
+    row = db.execute("SELECT clock FROM clocks WHERE device=?", (device,)).fetchone()
+    return float(row[0]) if row else 0.0
+
+
 def _prepare(db: sqlite3.Connection) -> None:
     """Set the journal mode and make the table.
 
@@ -166,6 +186,7 @@ def _prepare(db: sqlite3.Connection) -> None:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(_SCHEMA)
+            db.execute(_CLOCKS)
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:

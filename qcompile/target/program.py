@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from qcompile.ir import Graph, Node, storage
@@ -109,21 +110,60 @@ class Program:
     buffers: Mapping[str, Buffer]
     arena_bytes: int
 
+    @cached_property
+    def resident(self) -> int:
+        """All weights at one byte each, rounded up to a power of two between 32 KiB and 16 MiB.
+
+        Says which cache keeps the weights from one inference to the next; equal for every plan of a network.
+        """
+        consts = self.graph.consts
+        names = {name for kernel in self.kernels for node in kernel.nodes for role, name in node.consts if role == "w"}
+        total = sum(consts[name].size for name in names)
+        return min(1 << 24, max(1 << 15, 1 << max(0, total - 1).bit_length()))
+
 
 @dataclass(frozen=True, slots=True)
 class KernelWork:
-    """A kernel without its weights: everything its speed depends on.  Equal works share one measurement."""
+    """A kernel without its weights: everything its speed depends on.  Equal works share one measurement.
+
+    Attributes:
+        nodes: operator, attributes, type, shapes of constants and operands of each node.
+        inputs, output: layouts.
+        variant: the implementation.
+        resident: that of its program: whether its weights are still in a cache when its turn comes.
+    """
 
     nodes: tuple[tuple[object, ...], ...]
     inputs: tuple[Layout, ...]
     output: Layout
     variant: str
+    resident: int = 0
 
     @property
     def key(self) -> str:
         """A short stable name for caches: the hash of the description."""
-        text = repr((self.nodes, self.inputs, self.output, self.variant))
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        return _hash(repr((self.nodes, self.inputs, self.output, self.variant, self.resident)))
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramWork:
+    """A whole program without its weights: the keys of its kernels, in order, each with its variant."""
+
+    kernels: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """A short stable name for caches."""
+        return _hash(repr(self.kernels))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def work_of_program(program: Program) -> ProgramWork:
+    """The description under which a whole program is measured and cached; every variant is chosen."""
+    return ProgramWork(tuple(work_of(kernel, program).key for kernel in program.kernels))
 
 
 _VALUES_ONLY = frozenset({"zp", "lo", "hi", "zeros", "pad_value", "value", "weight_bits", "dtype"})
@@ -143,6 +183,7 @@ def work_of(kernel: Kernel, program: Program, variant: str | None = None) -> Ker
         tuple(_timed(program.buffers[value].layout) for value in kernel.inputs),
         _timed(program.buffers[kernel.name].layout),
         kernel.variant if variant is None else variant,
+        program.resident,
     )
 
 
