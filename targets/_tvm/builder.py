@@ -62,6 +62,10 @@ def llvm(name: str, dtype: str, *args: Expr) -> Expr:
     return tir.call_llvm_pure_intrin(dtype, name, *args)
 
 
+_NEAREST = (const(0), const(3), const(1))
+"""Arguments of `llvm.prefetch`: to read, into every cache, data."""
+
+
 class Builder:
     """Collects the statements of one kernel.  `loop`, `parallel` and `when` open nested scopes."""
 
@@ -92,9 +96,10 @@ class Builder:
         self._header.append(tir.DeclBuffer(buffer, data=var))
         return buffer
 
-    def local(self, dtype: str, size: int = 1) -> Any:
-        """Scratch on the stack; with constant indices it lives in registers."""
-        buffer = tir.decl_buffer((size,), dtype, name=self._name("local"), scope="local")
+    def local(self, dtype: str, size: int = 1, scope: str = "local") -> Any:
+        """Scratch on the stack; with constant indices it lives in registers.  `scope`: "shared" on a GPU is
+        memory of a block."""
+        buffer = tir.decl_buffer((size,), dtype, name=self._name(scope), scope=scope)
         self._emit(tir.AllocBuffer(buffer))
         return buffer
 
@@ -140,6 +145,11 @@ class Builder:
         index = const(index) if isinstance(index, int) else index
         lanes = lanes_of(value) if str(buffer.dtype).find("x") < 0 else 1
         self._emit(tir.BufferStore(buffer, value, [index if lanes == 1 else tir.Ramp(index, const(1), lanes)]))
+
+    def prefetch(self, buffer: Any, index: Expr) -> None:
+        """Ask for an element's cache line ahead of time; any index is allowed."""
+        address = tir.address_of(self.load(buffer, index))
+        self.evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, *_NEAREST))
 
     def evaluate(self, value: Expr) -> None:
         self._emit(tir.Evaluate(value))

@@ -68,6 +68,37 @@ class Isa(Protocol):
         """int16 → uint8 with saturation to 0…255; segments as in `saturate16`."""
 
 
+class SignedInputs:
+    """Base of an instruction set whose `dot4` multiplies int8 by int8.
+
+    Attributes:
+        offset: what `prepare_x` subtracts from every byte: 128, or 0 where the inputs are proved to be at most
+            127.  The kernel adds offset·Σw to what it starts from.
+    """
+
+    __slots__ = ()
+    offset: int
+
+
+def input_offset(isa: Isa) -> int:
+    """What the instruction set subtracts from input bytes before it multiplies."""
+    return isa.offset if isinstance(isa, SignedInputs) else 0
+
+
+class Rounding:
+    """Base of an instruction set that multiplies into upper halves and shifts with rounding."""
+
+    __slots__ = ()
+
+    def double_high(self, a: Expr, b: Expr) -> Expr:
+        """(2·a·b) >> 32 of int32 lanes that are not both −2^31."""
+        raise NotImplementedError
+
+    def rounded_shift(self, x: Expr, count: Expr) -> Expr:
+        """(x + 2^(count − 1)) >> count of int32 lanes, without overflow; 1 ≤ count ≤ 31."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
 class PortableIsa:
     """Plain vector arithmetic: right everywhere, fast nowhere in particular."""

@@ -92,6 +92,11 @@ def segment_table(array: Array, groups: int, segments: int) -> Array:
     return array if array.size == 1 else _segments(array, groups, segments)
 
 
+def shifted_segments(w: Array, *bias: Array, offset: int, groups: int, segments: int) -> Array:
+    """`segment_table` of `shifted_bias`."""
+    return _segments(shifted_bias(w, *bias, offset=offset, size=len(w)), groups, segments)
+
+
 def quads(w: Array, taps: Sequence[Sequence[int]], groups: int, segments: int) -> Array:
     """int8[C, 1, KH, KW] → int8[quads, 4, circular groups, 4, 4]: the chosen 4 taps (−1: zero) of every channel."""
     flat = np.pad(w.reshape(len(w), -1), ((0, 0), (0, 1)))
@@ -116,8 +121,8 @@ def first_channel(block: Any, outputs: int, inputs: int, groups: int, lanes: int
     return block * (lanes // per_group * inputs)
 
 
-def direct(w: Array, groups: int, lanes: int, merged: bool) -> Array:
-    """int8[O, I/g, KH, KW] → int8[blocks, KH, runs, steps, lanes, 4], zeros wherever nothing is read.
+def direct(w: Array, groups: int, lanes: int, merged: bool, step: int = STEP, split: int = 1) -> Array:
+    """int8[O, I/g, KH, KW] → int8[blocks, KH, runs, steps, split, lanes, step/split], zeros wherever nothing is read.
 
     A block reads the input channels of all groups its outputs belong to.  With `merged`, the taps of a
     kernel row are one run of bytes; otherwise every tap is a run.
@@ -132,21 +137,53 @@ def direct(w: Array, groups: int, lanes: int, merged: bool) -> Array:
         start = o // per_group * inputs - int(first_channel(o // lanes, out, inputs, groups, lanes))
         dense[o, :, :, start : start + inputs] = w[o].transpose(1, 2, 0)
     runs = dense.reshape(len(dense), kh, 1 if merged else kw, -1)
-    runs = np.pad(runs, ((0, 0), (0, 0), (0, 0), (0, -runs.shape[-1] % STEP)))
-    split = runs.reshape(blocks, lanes, kh, runs.shape[2], -1, STEP)
-    return split.transpose(0, 2, 3, 4, 1, 5)
+    runs = np.pad(runs, ((0, 0), (0, 0), (0, 0), (0, -runs.shape[-1] % step)))
+    whole = runs.reshape(blocks, lanes, kh, runs.shape[2], -1, split, step // split)
+    return whole.transpose(0, 2, 3, 4, 5, 1, 6)
+
+
+def implicit_gemm(w: Array, pixel: int, rows: int, chunk: int) -> Array:
+    """int8[O, I, KH, KW] → int8[O rounded up to rows, KH·KW·pixel rounded up to chunk], zeros between and behind."""
+    out, inputs, kh, kw = w.shape
+    taps = np.zeros((out + -out % rows, kh, kw, pixel), dtype=np.int8)
+    taps[:out, :, :, :inputs] = w.transpose(0, 2, 3, 1)
+    flat = taps.reshape(len(taps), -1)
+    return np.pad(flat, ((0, 0), (0, -flat.shape[1] % chunk)))
+
+
+def tiles(w: Array, pixel: int, merged: bool, chunks: int, chunk: int) -> Array:
+    """int8[O, I(, KH, KW)] → int8[O/16 rounded up, KH·runs·chunks, chunk/4, 16, 4], zeros wherever nothing is read.
+
+    With `merged`, the taps of a kernel row are one run of bytes, `pixel` apart; otherwise every tap is a run.
+    """
+    if w.ndim == 2:
+        w = w.reshape(*w.shape, 1, 1)
+    out, inputs, kh, kw = w.shape
+    dense = w.transpose(0, 2, 3, 1)
+    if merged:
+        dense = np.pad(dense, ((0, 0), (0, 0), (0, 0), (0, pixel - inputs))).reshape(out, kh, 1, -1)
+        dense = dense[..., : kw * pixel - (pixel - inputs)]
+    dense = np.pad(dense, ((0, -out % 16), (0, 0), (0, 0), (0, chunks * chunk - dense.shape[-1])))
+    return dense.reshape(len(dense) // 16, 16, -1, chunk // 4, 4).transpose(0, 2, 3, 1, 4)
+
+
+def shifted_bias(w: Array, *bias: Array, offset: int, size: int) -> Array:
+    """int32[size]: bias + offset·Σw, modulo 2^32, for kernels that subtract `offset` from every input."""
+    total = offset * w.reshape(len(w), -1).sum(axis=1, dtype=np.int64)
+    total += bias[0].astype(np.int64) if bias else 0
+    return np.pad(total, (0, size - len(w))).astype(np.int32)
 
 
 WINOGRAD_G: Mapping[int, NDArray[np.int32]] = {
     2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=np.int32),
-    4: np.array([[1, 0, 0], [-1, -1, -1], [-1, 1, -1], [1, 2, 4], [1, -2, 4], [0, 0, 1]], dtype=np.int32),
+    4: np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 12]], dtype=np.int32),
 }
 """G of F(m, 3) for m = 2 and 4, every row scaled to integers."""
 
 WINOGRAD_OFFSET = 128
 """F(2, 3): added to every transformed input but the one that cannot be negative, so that all are uint8."""
 
-WINOGRAD_BIAS = {2: 4, 4: 36}
+WINOGRAD_BIAS = {2: 4, 4: 576}
 """What the bias counts at position (1, 1), which every output of a tile contains equally often."""
 
 
@@ -157,17 +194,22 @@ def winograd_transform(w: Array, m: int) -> Array:
 
 
 def winograd_weights(w: Array, m: int, lanes: int, width: int, dtype: str) -> Array:
-    """int8[O, I, 3, 3] → [(m + 2)², blocks, width/step, lanes, step]; a step is 4 bytes of `dtype`."""
+    """int8[O, I, 3, 3] → [blocks, (m + 2)², width/step, lanes, step]; a step is 4 bytes of `dtype`."""
     u, step = winograd_transform(w, m), STEP // np.dtype(dtype).itemsize
     u = np.pad(u, ((0, 0), (0, -u.shape[1] % lanes), (0, width - u.shape[2]))).astype(dtype)
-    return u.reshape(len(u), -1, lanes, width // step, step).transpose(0, 1, 3, 2, 4)
+    return u.reshape(len(u), -1, lanes, width // step, step).transpose(1, 0, 3, 2, 4)
 
 
-def winograd_start(w: Array, *bias: Array, m: int, lanes: int) -> Array:
-    """int32[(m + 2)², O rounded up]: what the products start from, to undo the offset and to add the bias."""
+def winograd_start(w: Array, *bias: Array, m: int, lanes: int, signed: bool = False) -> Array:
+    """int32[(m + 2)², O rounded up]: what the products start from, to undo the offset and to add the bias.
+
+    With `signed`, the offset was subtracted at position (1, 1) instead of added everywhere else.
+    """
     u, first = winograd_transform(w, m), m + 3
-    start = -WINOGRAD_OFFSET * u.sum(axis=2) if m == 2 else np.zeros(u.shape[:2], dtype=np.int32)
-    start[first] = WINOGRAD_BIAS[m] * bias[0].astype(np.int32) if bias else 0
+    offsets = WINOGRAD_OFFSET * u.sum(axis=2) if m == 2 else np.zeros(u.shape[:2], dtype=np.int32)
+    start = np.zeros_like(offsets) if signed else -offsets
+    start[first] = offsets[first] if signed else 0
+    start[first] += WINOGRAD_BIAS[m] * bias[0].astype(np.int32) if bias else 0
     return np.pad(start, ((0, 0), (0, -w.shape[0] % lanes))).astype(np.int32)
 
 
@@ -183,6 +225,10 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         quads,
         segment_table,
         direct,
+        tiles,
+        implicit_gemm,
+        shifted_bias,
+        shifted_segments,
         winograd_weights,
         winograd_start,
     )

@@ -8,13 +8,15 @@ which merge back into one 32-bit vector before the shift: the same value at half
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx as tir
 
 from targets._tvm.builder import Expr, broadcast, cast, const, dtype_of, lanes_of, llvm, reinterpret, shuffle, vec
-from targets._tvm.isa import Isa
+from targets._tvm.isa import Isa, Rounding
 
 _HALF = 32
 _SMALL = 1 << 30
@@ -57,17 +59,28 @@ class High:
     expr: Expr
 
 
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Σ aᵢ·bᵢ of int32 lanes, not yet multiplied: one of two products of the same value is chosen by choosing the
+    factor.  For an instruction set that is `Rounding` also of several products, plus 2^(e − 1) where `half`."""
+
+    factors: tuple[tuple[Expr, Expr], ...]
+    half: bool = False
+
+
 class TirKit:
     """64-bit arithmetic on `lanes` int32 or uint8 expressions at once; 1 lane is plain int64.
 
     Args:
         lanes: vector width of the values; scalars and Python integers are broadcast.
         wide_shift: every shift count given to `shr` is at least WIDE_SHIFT (the caller checked them).
+        isa: if it is `Rounding`, a wide shift uses its instructions.
     """
 
-    def __init__(self, lanes: int = 1, wide_shift: bool = False) -> None:
+    def __init__(self, lanes: int = 1, wide_shift: bool = False, isa: Isa | None = None) -> None:
         self.lanes = lanes
         self.wide_shift = wide_shift
+        self._rounding = isa if isinstance(isa, Rounding) and wide_shift and lanes > 1 else None
         self._half = vec("int64", lanes // 2)
 
     def i64(self, x: Any) -> Any:
@@ -95,6 +108,9 @@ class TirKit:
             parts = self._wide(Narrow(x.high))
             bits = const(_HALF, self._half)
             return Pair(x.even + (parts.even << bits), x.odd + (parts.odd << bits))
+        if isinstance(x, Products):
+            terms = [self._apply(lambda a, b: a * b, Narrow(a), Narrow(b)) for a, b in x.factors]
+            return functools.reduce(lambda a, b: self._apply(operator.add, a, b), terms)
         whole = reinterpret(self._half, x.expr)
         bits = const(_HALF, self._half)
         return Pair(tir.shift_right(tir.shift_left(whole, bits), bits), tir.shift_right(whole, bits))
@@ -110,6 +126,12 @@ class TirKit:
             return Narrow(x.expr + const(y, vec("int32", self.lanes)), small=True)
         if isinstance(x, Pair) and x.high is None and isinstance(y, High):
             return Pair(x.even, x.odd, y.expr)
+        if isinstance(x, Products):
+            if self._rounding and isinstance(y, High):
+                return Products(x.factors, half=True)
+            if self._rounding and isinstance(y, Products):
+                return Products(x.factors + y.factors)
+            return self.add(self._wide(x), y)
         return self._apply(lambda a, b: a + b, x, y)
 
     def sub(self, x: Any, y: Any) -> Any:
@@ -118,6 +140,8 @@ class TirKit:
         return self._apply(lambda a, b: a - b, x, y)
 
     def mul(self, x: Any, y: Any) -> Any:
+        if isinstance(x, Narrow) and isinstance(y, Narrow):
+            return Products(((x.expr, y.expr),))
         return self._apply(lambda a, b: a * b, x, y)
 
     def shl(self, x: Any, s: Any) -> Any:
@@ -128,6 +152,10 @@ class TirKit:
         return self._apply(tir.shift_left, x, s)
 
     def shr(self, x: Any, s: Any) -> Any:
+        if isinstance(x, Products):
+            if self._rounding:
+                return self._rounded(x, s.expr)
+            x = self._wide(x)
         if self.lanes == 1 or not self.wide_shift or not isinstance(x, Pair):
             return self._apply(tir.shift_right, x, s)
         whole = vec("int32", self.lanes)
@@ -142,11 +170,30 @@ class TirKit:
         high = high if x.high is None else high + x.high
         return Narrow(tir.shift_right(high, rest), small=True)
 
+    def _rounded(self, x: Products, e: Expr) -> Narrow:
+        """(Σ aᵢ·bᵢ + 2^(e − 1)) >> e from the upper halves: floor(floor(s / 2^k) / 2^(e − k)) = floor(s / 2^e)."""
+        isa, whole = self._rounding, vec("int32", self.lanes)
+        assert isa is not None and x.half
+        if len(x.factors) == 1:
+            upper = isa.double_high(*x.factors[0])
+            return Narrow(isa.rounded_shift(upper, e - const(_HALF - 1, whole)), small=True)
+        halves = []
+        for first in (0, self.lanes // 2):
+            order = list(range(first, first + self.lanes // 2))
+            wide = [tuple(cast(self._half, shuffle(v, v, order)) for v in factors) for factors in x.factors]
+            halves.append(reinterpret(whole, functools.reduce(operator.add, [a * b for a, b in wide])))
+        upper = shuffle(halves[0], halves[1], list(range(1, 2 * self.lanes, 2)))
+        return Narrow(isa.rounded_shift(upper, e - const(_HALF, whole)), small=True)
+
     def if_negative(self, x: Any, then: Any, otherwise: Any) -> Any:
         def select(value: Expr, a: Expr, b: Expr) -> Expr:
             zero = const(0, "int64" if self.lanes == 1 else self._half)
             return tir.Select(value < zero, a, b)
 
+        if isinstance(then, Products):
+            # Both are products of x: the multiplier is chosen.
+            negative = x.expr < const(0, vec("int32", self.lanes))
+            return Products(((x.expr, tir.Select(negative, then.factors[0][1], otherwise.factors[0][1])),))
         v, a, b = self._wide(x), self._wide(then), self._wide(otherwise)
         if self.lanes == 1:
             return select(v, a, b)
@@ -164,6 +211,8 @@ class TirKit:
         target = vec(dtype, self.lanes)
         if isinstance(x, Narrow):
             return cast(target, x.expr)
+        if isinstance(x, Products):
+            x = self._wide(x)
         if self.lanes == 1:
             return cast(dtype, x)
         whole = vec("int32", self.lanes)

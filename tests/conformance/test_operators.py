@@ -3,22 +3,18 @@ interpreter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import tvm_ffi
 from op_cases import FAMILIES, Cases, samples
 
 import targets
 from passes.lower.plan_memory import plan_program
 from qcompile.semantics import interp
 from qcompile.target.program import Program
-from targets._tvm import library
-from targets._tvm.build import Code, compile_functions
+from targets._tvm.build import forget_compiled
 from targets._tvm.cpu import GENERIC, CpuBackend
 from targets._tvm.float_scan import assembly_float_operations
 from targets.x86_64.backend import X86Avx2, X86Vnni
@@ -52,29 +48,14 @@ def choices(backend: CpuBackend, program: Program, variant: str) -> dict[str, st
 VARIANTS = {
     ("x86-vnni", 16): ("preferred", "winograd-4", GENERIC),
     ("x86-vnni", 1): ("preferred", "winograd-2"),
-    ("x86-avx2", 16): ("preferred", "madd", "winograd-4"),
+    ("x86-avx2", 16): ("preferred", "madd", "winograd-2", "winograd-4"),
     ("x86-avx2", 1): ("preferred",),
 }
 """(Target, channel block: 16 pads pixels, 1 keeps exactly C channels) → implementations."""
 
 
-@pytest.fixture
-def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile equal functions of one test once: most kernels have one implementation only."""
-    found: dict[tuple[int, str], Code] = {}
-
-    def cached(funcs: Sequence[Any], options: Mapping[str, str], jobs: int | None = None) -> list[Code]:
-        keys = [(tvm_ffi.structural_hash(func), func.attrs["global_symbol"]) for func in funcs]
-        new = {key: func for key, func in zip(keys, funcs, strict=True) if key not in found}
-        found.update(zip(new, compile_functions(list(new.values()), options, jobs), strict=True))
-        return [found[key] for key in keys]
-
-    monkeypatch.setattr(library, "compile_functions", cached)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("name", "channel_block"), VARIANTS)
-@pytest.mark.usefixtures("compiled_once")
 def test_equals_interpreter(name: str, family: str, channel_block: int, tmp_path: Path) -> None:
     backend = backend_of(name, channel_block)
     cases = Cases()
@@ -102,7 +83,9 @@ def test_library_is_deterministic_and_integer_only(name: str, tmp_path: Path) ->
     cases = Cases()
     FAMILIES["winograd"](cases)
     program = plan_program(cases.graph(), backend.target)
-    built = [backend.build(program, tmp_path / folder) for folder in ("a", "b")]
+    built = [backend.build(program, tmp_path / "a")]
+    forget_compiled()
+    built.append(backend.build(program, tmp_path / "b"))
     assert built[0] == built[1]
     for file in ("library.so", "kernels.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

@@ -15,7 +15,7 @@ _PIXELS = 16
 def is_legal(ctx: Context) -> bool:
     """A plain copy of bytes from planes to pixels of 1, 3 or 4 channels, at least one step wide."""
     node, out = ctx.anchor, ctx.out_layout
-    if node.op != "reshape" or ctx.kernel.epilogue is not None:
+    if node.op != "reshape" or ctx.kernel.epilogue is not None or ctx.isa.lanes == 1:
         return False
     source = ctx.layout(node.inputs[0])
     planes = source.shape == out.shape and len(out.shape) == 3 and lane_axis(source) == 2 and out.channels_last

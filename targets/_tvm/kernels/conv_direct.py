@@ -8,17 +8,24 @@ are never tested: the input's halo holds the zero point.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
+
+from tvm import tirx as tir
 
 from qcompile.ir import Array
 from targets._tvm.builder import Expr, broadcast, const, reinterpret, shuffle, vec
-from targets._tvm.context import Context, Emitted
+from targets._tvm.context import Constant, Context, Emitted
+from targets._tvm.isa import input_offset
 from targets._tvm.kernels.epilogue import Epilogue, per_channel, store
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
 from targets._tvm.kernels.window import is_depthwise
 from targets._tvm.packing import STEP, first_channel, input_width
 from targets._tvm.tir_kit import in_order, narrowed
+
+FAR_BYTES = 64 << 10
+"""Weights of this size have left the near caches when their turn comes again."""
 
 
 def shared_blocks(w: Array, groups: int, lanes: int) -> int:
@@ -94,8 +101,25 @@ def geometry_of(ctx: Context) -> Geometry:
     )  # fmt: skip
 
 
+def pack_bias(ctx: Context, size: int) -> Constant:
+    """int32[size] that the accumulators start from."""
+    node, offset = ctx.anchor, input_offset(ctx.isa)
+    bias = node.const("b")
+    if offset:
+        return ctx.pack("shifted_bias", node.const("w"), bias, offset=offset, size=size)
+    return ctx.pack("vector", bias, size=size) if bias else ctx.pack("zeros", size=size)
+
+
 class DirectConv:
-    """The generator of one convolution's tiles."""
+    """The generator of one convolution's tiles.
+
+    Attributes:
+        step: bytes a run of inputs is padded to a multiple of.
+        far: weights are prefetched.
+        held, multiple: as in `choose_tile`.
+    """
+
+    step, held, multiple = STEP, 0, 1
 
     def __init__(self, ctx: Context) -> None:
         node = ctx.anchor
@@ -113,13 +137,17 @@ class DirectConv:
         merged = self.dilation[1] == 1 and self.groups == 1 and self.pixel == w.shape[1]
         self.runs = 1 if merged else kw
         self.run_bytes = kw * w.shape[1] if merged else input_width(w, self.groups, self.lanes)
-        self.run_steps = -(-self.run_bytes // STEP)
+        self.run_steps = -(-self.run_bytes // self.step) * (self.step // STEP)
         self.steps = self.kh * self.runs * self.run_steps
-        packed = ctx.pack("direct", node.const("w"), groups=self.groups, lanes=self.lanes, merged=merged)
-        self.weights = ctx.constant(packed)
-        size, bias = self.blocks * self.lanes, node.const("b")
-        self.bias = ctx.constant(ctx.pack("vector", bias, size=size) if bias else ctx.pack("zeros", size=size))
+        self.weights = ctx.constant(self._pack(merged))
+        self.far = self.blocks * self.steps * self.lanes * STEP >= FAR_BYTES
+        self._ahead: list[Expr] = []
+        self.bias = ctx.constant(pack_bias(ctx, self.blocks * self.lanes))
         self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name)
+
+    def _pack(self, merged: bool) -> Constant:
+        weights = self.ctx.anchor.const("w")
+        return self.ctx.pack("direct", weights, groups=self.groups, lanes=self.lanes, merged=merged)
 
     def _coords(self, channel: Expr, row: Expr, col: Expr) -> tuple[Expr, ...]:
         """Logical output coordinates; a linear layer's columns are its flattened leading dimensions."""
@@ -142,6 +170,8 @@ class DirectConv:
             width,
             self.steps,
             shared_blocks(self.geometry.weights, self.groups, self.lanes),
+            held=self.held,
+            multiple=self.multiple,
         )
         last = self.out_channels - (self.blocks - 1) * self.lanes
         exact = last if self.blocks * self.lanes > self.geometry.room else None
@@ -150,39 +180,68 @@ class DirectConv:
         if exact is not None:
             parts.append((whole, 1, 1, exact))
         operations = self.blocks * self.lanes * height * width * self.steps * STEP
+        # A group of blocks sees all pixels before the next one: weights come from a far cache once.
+        rows, units = spans(height, tile.rows), -(-height // tile.rows)
+        across = -(-width // tile.cols)
         for first, blocks, size, count in parts:
-            for top, rows, tile_rows in spans(height, tile.rows):
-                kind = ctx.parallel_kind(operations, blocks * rows)
-                with self.b.loop(blocks * rows, kind) as i:
-                    block = self.b.let(i // rows * size + first)
-                    row = self.b.let(i % rows * tile_rows + top)
-                    for left, cols, tile_cols in spans(width, tile.cols):
-                        with self.b.loop(cols) as j:
-                            col = self.b.let(j * tile_cols + left)
-                            self._tile(Tile(size, tile_rows, tile_cols), block, row, col, count)
+            kind = ctx.parallel_kind(operations, blocks * units)
+            with self.b.loop(blocks * units, kind) as i:
+                block, unit = self.b.let(i // units * size + first), self.b.let(i % units)
+                for top, full, tile_rows in rows:
+                    inside = unit < full if top == 0 else unit >= units - 1
+                    with nullcontext() if len(rows) == 1 else self.b.when(inside):
+                        row = self.b.let(unit * tile_rows) if top == 0 else const(top)
+                        done = 0
+                        for left, cols, tile_cols in spans(width, tile.cols):
+                            with self.b.loop(cols) as j:
+                                col = self.b.let(j * tile_cols + left)
+                                self._plan_prefetch(size, unit * across + j + done, units * across)
+                                self._tile(Tile(size, tile_rows, tile_cols), block, row, col, count)
+                            done += cols
         fill_halo(ctx)
         return ctx.finish()
 
+    def _plan_prefetch(self, size: int, number: Expr, tiles: int) -> None:
+        """Spread the weights of the next `size` blocks over the tiles of these: a block's weights for each tile."""
+        each = -(-size // tiles)
+        ahead = tir.min(number * each, const(size - each)) + size
+        bytes_of_block = self.steps * self.lanes * STEP
+        far = self.far and self.blocks > size
+        self._ahead = [self.b.let((ahead + q) * bytes_of_block) for q in range(each)] if far else []
+
     def _tile(self, tile: Tile, block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
         """Compute and store one register tile whose first output is (block, row, col)."""
+        b, accs = self.b, self._accumulators(tile, block)
+        x0 = row * (self.stride[0] * self.row) + col * (self.stride[1] * self.pixel)
+        x0 = b.let(x0 + self._first_channel(block) + self.geometry.origin)
+        w0 = b.let(block * (self.steps * self.lanes * STEP))
+        with b.loop(self.kh) as i, b.loop(self.runs) as r:
+            taps = i * (self.dilation[0] * self.row) + r * (self.dilation[1] * self.pixel)
+            self._run(tile, accs, x0 + taps, w0 + (i * self.runs + r) * (self.run_steps * self.lanes * STEP))
+        self._finish(tile, accs, block, row, col, exact)
+
+    def _accumulators(self, tile: Tile, block: Expr) -> list[list[Expr]]:
+        """By block and pixel, holding the bias."""
         b, wide = self.b, vec("int32", self.lanes)
         accs = [[b.local(wide) for _ in range(tile.pixels)] for _ in range(tile.blocks)]
         for g, group in enumerate(accs):
             start = b.let(b.load(self.bias, (block + g) * self.lanes, self.lanes))
             for acc in group:
                 b.store(acc, 0, start)
-        x0 = row * (self.stride[0] * self.row) + col * (self.stride[1] * self.pixel)
-        x0 = b.let(x0 + self._first_channel(block) + self.geometry.origin)
-        w0 = b.let(block * (self.steps * self.lanes * STEP))
-        unroll = unroll_of(tile, self.run_steps)
-        with b.loop(self.kh) as i, b.loop(self.runs) as r, b.loop(self.run_steps // unroll) as d:
-            step = ((i * self.runs + r) * self.run_steps + d * unroll) * (self.lanes * STEP)
-            weights = b.let(w0 + step)
-            taps = i * (self.dilation[0] * self.row) + r * (self.dilation[1] * self.pixel)
-            inputs = b.let(x0 + taps + d * (unroll * STEP))
+        return accs
+
+    def _offset(self, tile: Tile, p: int) -> int:
+        """Bytes from the first pixel's inputs of a tile to those of pixel number p."""
+        return p // tile.cols * (self.stride[0] * self.row) + p % tile.cols * (self.stride[1] * self.pixel)
+
+    def _run(self, tile: Tile, accs: list[list[Expr]], inputs: Expr, weights: Expr) -> None:
+        """All steps of one run of bytes."""
+        b, unroll = self.b, unroll_of(tile, self.run_steps)
+        with b.loop(self.ctx.opaque(self.run_steps // unroll)) as d:
+            w = b.let(weights + d * (unroll * self.lanes * STEP))
+            x = b.let(inputs + d * (unroll * STEP))
             for u in range(unroll):
-                self._step(tile, accs, inputs + u * STEP, weights + u * self.lanes * STEP)
-        self._finish(tile, accs, block, row, col, exact)
+                self._step(tile, accs, x + u * STEP, w + u * self.lanes * STEP)
 
     def _finish(self, tile: Tile, accs: list[list[Expr]], block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
         """Requantize and store a tile, four vectors at a time where they fill a vector of bytes."""
@@ -208,13 +267,14 @@ class DirectConv:
         """One dot product of 4 bytes into every accumulator of the tile."""
         b, isa, wide = self.b, self.isa, vec("int32", self.lanes)
         stride = self.steps * self.lanes * STEP
+        for ahead in self._ahead:
+            b.prefetch(self.weights, weights + ahead)
         ws = []
         for g in range(tile.blocks):
             loaded = b.load(self.weights, weights + g * stride, self.lanes * STEP)
             ws.append(tuple(b.let(v) for v in isa.prepare_w(b.let(reinterpret(wide, loaded)))))
         for p in range(tile.pixels):
-            offset = p // tile.cols * (self.stride[0] * self.row) + p % tile.cols * (self.stride[1] * self.pixel)
-            four = reinterpret("int32", b.load(self.source.buffer, inputs + offset, STEP))
+            four = reinterpret("int32", b.load(self.source.buffer, inputs + self._offset(tile, p), STEP))
             x = tuple(b.let(v) for v in isa.prepare_x(b.let(broadcast(four, self.lanes))))
             for g in range(tile.blocks):
                 b.store(accs[g][p], 0, isa.dot4(b.load(accs[g][p], 0), x, ws[g]))

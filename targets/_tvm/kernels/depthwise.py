@@ -17,7 +17,8 @@ from typing import Any
 
 from qcompile.ir import Node
 from targets._tvm.builder import Expr, const, lanes_of, reinterpret, shuffle, vec
-from targets._tvm.context import Context, Emitted
+from targets._tvm.context import Constant, Context, Emitted
+from targets._tvm.isa import input_offset
 from targets._tvm.kernels.epilogue import Epilogue, choose_scale, per_channel
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import spans
@@ -113,10 +114,8 @@ class Quads:
 class SegmentTable:
     """A constant of the requant in the order of interleaved lanes; coordinates are (quarter, first group)."""
 
-    def __init__(self, ctx: Context, constant: str, groups: int) -> None:
-        segments = ctx.isa.lanes // 4
-        packed = ctx.pack("segment_table", constant, groups=groups, segments=segments)
-        self._ctx, self._size = ctx, circular_groups(groups, segments) * 4
+    def __init__(self, ctx: Context, packed: Constant, groups: int) -> None:
+        self._ctx, self._size = ctx, circular_groups(groups, ctx.isa.lanes // 4) * 4
         self._scalar = int(packed.array[0]) if packed.array.size == 1 else None
         self._pointer = None if packed.array.size == 1 else ctx.constant(packed)
 
@@ -147,11 +146,17 @@ class Depthwise:
         taps, segments = self.quads.taps, self.segments
         packed = ctx.pack("quads", node.const("w"), taps=taps, groups=self.groups, segments=segments)
         self.weights = ctx.constant(packed)
-        bias = node.const("b")
-        self.bias = SegmentTable(ctx, bias, self.groups) if bias else None
+        bias, offset = node.const("b"), input_offset(ctx.isa)
+        self.bias = self._table("segment_table", bias) if bias else None
+        if offset:
+            self.bias = self._table("shifted_segments", node.const("w"), bias, offset=offset)
         self.epilogue = Epilogue(
-            ctx, ctx.kernel.epilogue, node.name, table=lambda name: SegmentTable(ctx, name, self.groups)
+            ctx, ctx.kernel.epilogue, node.name, table=lambda name: self._table("segment_table", name)
         )
+
+    def _table(self, recipe: str, *constants: str | None, **params: int) -> SegmentTable:
+        packed = self.ctx.pack(recipe, *constants, groups=self.groups, segments=self.segments, **params)
+        return SegmentTable(self.ctx, packed, self.groups)
 
     def emit(self) -> Emitted:
         b, height = self.b, self.out.shape[1]

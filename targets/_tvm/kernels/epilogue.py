@@ -14,6 +14,7 @@ from qcompile.semantics import scalar
 from targets._tvm.builder import Expr, broadcast, cast, const, lanes_of, vec
 from targets._tvm.context import Context, Stored
 from targets._tvm.kernels.bounds import accumulator_bound
+from targets._tvm.scalar_kit import ScalarKit
 from targets._tvm.tir_kit import WIDE_SHIFT, Late, LateKit, Small, TirKit
 
 _ACCUMULATOR = 1 << 31
@@ -177,7 +178,8 @@ class Epilogue:
         anchor."""
         if self._node is None:
             return cast(vec(self._dtype, lanes), acc)
-        kit = TirKit(lanes, wide_shift=self._scale.wide)
+        scalar_only = self._ctx.isa.lanes == 1 and self._scale.wide
+        kit = ScalarKit() if scalar_only else TirKit(lanes, self._scale.wide, self._ctx.isa)
         return kit.result(self._requant(kit, acc, coords, lanes), self._dtype)
 
     @property
@@ -187,10 +189,10 @@ class Epilogue:
 
     def late(self, acc: Expr, coords: Sequence[Expr], lanes: int) -> Late:
         """As `value`, but not yet clipped: for `narrowed`."""
-        found = self._requant(LateKit(lanes, wide_shift=self._scale.wide), acc, coords, lanes)
+        found = self._requant(LateKit(lanes, self._scale.wide, self._ctx.isa), acc, coords, lanes)
         return Late(self._ctx.b.let(found.expr), found.offset, found.lo, found.hi)
 
-    def _requant(self, kit: TirKit, acc: Expr | None, coords: Sequence[Expr], lanes: int) -> Any:
+    def _requant(self, kit: TirKit | ScalarKit, acc: Expr | None, coords: Sequence[Expr], lanes: int) -> Any:
         assert self._node is not None
         attrs, b = self._node.attrs, self._ctx.b
         scale = self._scale

@@ -71,7 +71,7 @@ def _anchor(ctx: Context) -> tuple[At, int]:
 def _lanes(ctx: Context) -> int:
     """Vector width: 1 unless every operand is consecutive along the output's lane axis."""
     node, layout = ctx.anchor, ctx.out_layout
-    if node.op in _SCALAR_OPS or not layout.shape:
+    if node.op in _SCALAR_OPS or not layout.shape or ctx.isa.lanes == 1:
         return 1
     if node.op == "conv2d" and not (window.is_depthwise(ctx, node) and layout.channels_last):
         return 1

@@ -61,7 +61,7 @@ def _unflatten(index: Expr, shape: Sequence[int]) -> list[Expr]:
 
 def _lanes(ctx: Context, source: Stored, size: int, aligned: bool) -> int:
     """The widest copy: lane axes agree, and no wider than the box needs."""
-    if not aligned or source.layout.channels_last != ctx.out_layout.channels_last:
+    if ctx.isa.lanes == 1 or not aligned or source.layout.channels_last != ctx.out_layout.channels_last:
         return 1
     widest = _WIDE_COPY // storage(ctx.out_layout.dtype).itemsize
     while widest > 16 and widest > size:
@@ -117,7 +117,7 @@ def _pad(ctx: Context, node: Node) -> list[Region]:
     def index(coords: Sequence[Expr]) -> list[Expr]:
         return [c - p for c, p in zip(coords, before, strict=True)]
 
-    everywhere = Region((0,) * len(layout.shape), layout.shape, constant, 16, 0)
+    everywhere = Region((0,) * len(layout.shape), layout.shape, constant, 1 if ctx.isa.lanes == 1 else 16, 0)
     return [
         everywhere,
         _copy(ctx, node.inputs[0], tuple(before), ctx.layout(node.inputs[0]).shape, index, True),

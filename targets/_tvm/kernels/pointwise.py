@@ -103,7 +103,7 @@ def fill_box(ctx: Context, origin: tuple[int, int, int], extent: tuple[int, int,
             rows, channels = 1, rows * channels
     pixel, row = layout.pixel, layout.cols * layout.pixel
     base = origin[0] * row + origin[1] * pixel + origin[2]
-    wide = 64 if dtype == "uint8" else 16
+    wide = 1 if ctx.isa.lanes == 1 else 64 if dtype == "uint8" else 16
     with b.loop(rows) as r, b.loop(cols) as c:
         start = b.let(r * row + c * pixel + base)
         if channels >= wide:

@@ -11,7 +11,7 @@ _L1_BYTES = 32 << 10
 _L2_BYTES_PER_CYCLE = 32
 _EPILOGUE_CYCLES = 8
 _TILE_CYCLES = 24
-_UNROLLED_DOTS = 112
+_UNROLLED_DOTS = 32
 _WIDEST = 16
 
 
@@ -35,13 +35,13 @@ def spans(total: int, size: int) -> list[tuple[int, int, int]]:
     return found + ([(full * size, 1, total % size)] if total % size else [])
 
 
-def fits(isa: Isa, tile: Tile) -> bool:
-    used = tile.pixels * tile.blocks + (tile.blocks + 1) * isa.operand_registers
+def fits(isa: Isa, tile: Tile, held: int = 0) -> bool:
+    used = tile.pixels * tile.blocks + (tile.blocks + 1) * isa.operand_registers + held * tile.pixels
     return used <= isa.registers
 
 
-def _cycles(isa: Isa, tile: Tile, steps: int) -> float:
-    dots = tile.pixels * tile.blocks
+def _cycles(isa: Isa, tile: Tile, steps: int, multiple: int) -> float:
+    dots = -(-tile.pixels // multiple) * multiple * tile.blocks
     loads = tile.pixels + tile.blocks
     weights = tile.blocks * isa.lanes * 4
     step = max(dots * isa.dot_cycles, loads * isa.load_cycles, isa.dot_latency)
@@ -50,18 +50,28 @@ def _cycles(isa: Isa, tile: Tile, steps: int) -> float:
     return step * steps + dots * _EPILOGUE_CYCLES + _TILE_CYCLES
 
 
-def _candidates(isa: Isa, blocks: int, height: int, width: int, shared_blocks: int) -> Iterator[Tile]:
+def _candidates(isa: Isa, blocks: int, height: int, width: int, shared_blocks: int, held: int) -> Iterator[Tile]:
     for group in (1, 2, 3, 4, 6, 8):
         if group > blocks or (shared_blocks % group and shared_blocks < blocks):
             continue
         for rows in range(1, min(height, 8) + 1):
             for cols in range(1, min(width, _WIDEST) + 1):
                 tile = Tile(group, rows, cols)
-                if fits(isa, tile):
+                if fits(isa, tile, held):
                     yield tile
 
 
-def choose_tile(isa: Isa, blocks: int, height: int, width: int, steps: int, shared_blocks: int, most: int = 32) -> Tile:
+def choose_tile(
+    isa: Isa,
+    blocks: int,
+    height: int,
+    width: int,
+    steps: int,
+    shared_blocks: int,
+    most: int = 32,
+    held: int = 0,
+    multiple: int = 1,
+) -> Tile:
     """The tile with the smallest modelled time.
 
     Args:
@@ -69,6 +79,8 @@ def choose_tile(isa: Isa, blocks: int, height: int, width: int, steps: int, shar
         steps: `dot4` steps of one output.
         shared_blocks: consecutive blocks that read the same input channels.
         most: accumulators a tile may have.
+        held: registers that hold each pixel's inputs for several steps.
+        multiple: pixels that one instruction computes.
     """
 
     def cost(tile: Tile) -> tuple[float, int]:
@@ -76,10 +88,10 @@ def choose_tile(isa: Isa, blocks: int, height: int, width: int, steps: int, shar
         for _, count_g, group in spans(blocks, tile.blocks):
             for _, count_r, rows in spans(height, tile.rows):
                 for _, count_c, cols in spans(width, tile.cols):
-                    total += count_g * count_r * count_c * _cycles(isa, Tile(group, rows, cols), steps)
+                    total += count_g * count_r * count_c * _cycles(isa, Tile(group, rows, cols), steps, multiple)
         return total, tile.rows
 
-    tiles = _candidates(isa, blocks, height, width, shared_blocks)
+    tiles = _candidates(isa, blocks, height, width, shared_blocks, held)
     return min((tile for tile in tiles if tile.pixels * tile.blocks <= most), key=cost)
 
 

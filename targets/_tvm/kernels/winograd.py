@@ -6,10 +6,10 @@ F(2×2, 3×3) uses 2·G for G, so the result is exactly 4 times the convolution 
 as well.  Inputs in [0, q] become [0, 4q] at position (1, 1) and [−2q, 2q] elsewhere: q ≤ 63 fits uint8,
 after adding 128 to the latter.  The transformed weights must fit int8: checked on the weights themselves.
 
-F(4×4, 3×3) scales the rows of G by (4, 6, 6, 24, 24, 1) and those of the output transform by 24 over that,
-so the result is 576·y.  Transformed 8-bit inputs and weights fit int16.  Sums may wrap: modulo 2^32 the
-factor 9 of 576 = 64·9 has an inverse, and y = (576·y·9⁻¹) >> 6 wherever |y| < 2^25, which is proved from
-the weights.
+F(4×4, 3×3) scales the rows of G by 24, the last by 12, whose output counts twice instead: the result is 576·y.
+Transformed 8-bit inputs and weights fit int16 (|V| ≤ 17,340, |U| ≤ 144·128).  Sums may wrap: modulo 2^32 the factor
+9 of 576 = 64·9 has an inverse, and 64·y = 576·y·9⁻¹ wherever |y| < 2^25, which is proved from the weights; the
+requant divides by 64 as well.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx as tir
 
+from qcompile.errors import InternalError
 from qcompile.ir import int_range
-from targets._tvm.builder import Expr, broadcast, cast, const, dtype_of, reinterpret, vec
+from targets._tvm.builder import Expr, broadcast, cast, const, dtype_of, reinterpret, shuffle, vec
 from targets._tvm.context import Context, Emitted
+from targets._tvm.isa import SignedInputs, input_offset
 from targets._tvm.kernels.bounds import accumulator_bound
 from targets._tvm.kernels.epilogue import Epilogue, choose_scale, per_channel, store
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
 from targets._tvm.packing import STEP, WINOGRAD_OFFSET, winograd_transform
+from targets._tvm.tir_kit import in_order, narrowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +86,17 @@ def _inputs_4(d: list[Expr]) -> list[Expr]:
 
 
 def _outputs_4(m: list[Expr]) -> list[Expr]:
-    a, b = _times(m[1] + m[2], 4), _times(m[1] - m[2], 4)
-    c, d = m[3] + m[4], m[3] - m[4]
-    return [
-        _times(m[0], 6) + a + c,
-        b + _times(d, 2),
-        a + _times(c, 4),
-        b + _times(d, 8) + _times(m[5], 24),
-    ]  # fmt: skip
+    a, b, c, d = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    return [m[0] + a + c, b + (d + d), a + _times(c, 4), b + _times(d, 8) + (m[5] + m[5])]
 
 
 F2 = Form(2, "uint8", "int8", 63, 127, 2, 1 << 29, _inputs_2, _outputs_2)
-F4 = Form(4, "int16", "int16", 255, 32767, 0, 1 << 25, _inputs_4, _outputs_4)
+F4 = Form(4, "int16", "int16", 255, 32767, 6, 1 << 25, _inputs_4, _outputs_4)
 
-_PRODUCT_BYTES = 36 << 10
+_PRODUCT_BYTES = 64 << 10
+STRIP_BYTES = 512 << 10
+"""Transformed inputs that stay in the second cache."""
+
 _WIDEST = 64
 """Bytes of the widest vector of the input transform."""
 
@@ -109,6 +109,8 @@ def is_legal(ctx: Context, form: Form) -> bool:
     node, requant = ctx.anchor, ctx.kernel.epilogue
     if node.op != "conv2d" or requant is None or not per_channel(ctx):
         return False
+    if input_offset(ctx.isa):
+        raise InternalError("the transform shifts its results itself", node=node.name)
     w, attrs = ctx.const(node, "w"), node.attrs
     plain = w.shape[2:] == (3, 3) and attrs.ints("stride") == attrs.ints("dilation") == (1, 1)
     if not plain or attrs.int("groups") != 1:
@@ -132,8 +134,13 @@ def _width(channels: int) -> int:
 
 
 class Winograd:
-    """The generator: chunks of tiles; each is transformed, multiplied position by position, and transformed
-    back."""
+    """The generator: strips of tiles; each is transformed, multiplied position by position, and transformed back.
+
+    Attributes:
+        size: tiles of a chunk.
+        inputs: the transformed inputs of a strip, [chunks, positions, size, width].
+        stride: weights of a block.
+    """
 
     def __init__(self, ctx: Context, form: Form) -> None:
         node = ctx.anchor
@@ -145,6 +152,7 @@ class Winograd:
         layout, out = self.source.layout, ctx.out_layout
         self.width = _width(w.shape[1])
         self.steps = self.width // form.step
+        self.stride = self.positions * self.steps * self.lanes * form.step
         self.blocks = -(-w.shape[0] // self.lanes)
         last = w.shape[0] - (self.blocks - 1) * self.lanes
         self.exact = last if self.blocks * self.lanes > out.pixel else None
@@ -152,61 +160,87 @@ class Winograd:
         self.shift = (layout.halo[0] - node.attrs.ints("pad")[0], layout.halo[1] - node.attrs.ints("pad")[1])
         constants, lanes = node.const("w"), self.lanes
         weights = ctx.pack("winograd_weights", constants, m=form.m, lanes=lanes, width=self.width, dtype=form.weights)
-        start = ctx.pack("winograd_start", constants, node.const("b"), m=form.m, lanes=lanes)
+        # Signed dot products want what cannot be negative shifted down, others everything else shifted up.
+        self.signed = isinstance(ctx.isa, SignedInputs)
+        start = ctx.pack("winograd_start", constants, node.const("b"), m=form.m, lanes=lanes, signed=self.signed)
         self.weights, self.start = ctx.constant(weights), ctx.constant(start)
         self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name, form.anchor_bits)
 
     def emit(self) -> Emitted:
         ctx, b = self.ctx, self.b
-        tiles = self.down * self.across
-        whole = self.blocks - (self.exact is not None)
-        # The products of all positions stay in the first cache.
+        row_bytes = self.positions * self.across * self.width * np.dtype(self.form.dtype).itemsize
+        strips = -(-self.down // max(1, STRIP_BYTES // row_bytes))
+        rows = -(-self.down // strips)
+        # The products of all positions nearly fit the first cache.
         most = max(4, _PRODUCT_BYTES // (self.positions * self.lanes * 4))
-        tile = choose_tile(self.isa, self.blocks, 1, tiles, self.steps, self.blocks, most)
-        parts = [(start, count, size, None) for start, count, size in spans(whole, tile.blocks)]
-        if self.exact is not None:
-            parts.append((whole, 1, 1, self.exact))
-        operations = self.positions * tiles * self.blocks * self.lanes * self.width
-        for first, chunks, size in spans(tiles, tile.cols):
-            with b.loop(chunks, ctx.parallel_kind(operations, chunks)) as i:
-                base = b.let(i * size + first)
-                inputs = b.local(self.form.dtype, self.positions * size * self.width)
-                products = b.local("int32", self.positions * size * tile.blocks * self.lanes)
-                self._transform_inputs(inputs, base, size)
-                for start, count, group, exact in parts:
-                    with b.loop(count) as j:
-                        block = b.let(j * group + start)
-                        with b.loop(self.positions) as position:
-                            self._multiply(Tile(group, 1, size), inputs, products, block, position)
-                        self._transform_outputs(Tile(group, 1, size), products, block, base, exact)
+        tile = choose_tile(self.isa, self.blocks, 1, rows * self.across, self.steps, self.blocks, most)
+        self.size = tile.cols
+        chunks = -(-rows * self.across // self.size)
+        self.inputs = ctx.scratch(self.form.dtype, chunks * self.positions * self.size * self.width)
+        for top, count, height in spans(self.down, rows):
+            with b.loop(count) as i:
+                self._strip(tile, b.let((i * rows + top) * self.across), height * self.across)
         fill_halo(ctx)
         return ctx.finish()
 
-    def _transform_inputs(self, inputs: Expr, base: Expr, size: int) -> None:
-        """uint8[16, size, width] from the 4×4 pixels under each tile; arithmetic modulo 256."""
+    def _strip(self, tile: Tile, base: Expr, tiles: int) -> None:
+        """Some rows of tiles: all inputs are transformed, then every group of blocks reads its weights once."""
+        ctx, b = self.ctx, self.b
+        operations = self.positions * tiles * self.blocks * self.lanes * self.width
+        with b.loop(tiles, ctx.parallel_kind(operations, tiles)) as t:
+            self._transform_inputs(base, t)
+        whole = self.blocks - (self.exact is not None)
+        parts = [(start, count, size, None) for start, count, size in spans(whole, tile.blocks)]
+        if self.exact is not None:
+            parts.append((whole, 1, 1, self.exact))
+        chunks, units = spans(tiles, tile.cols), -(-tiles // tile.cols)
+        for start, count, group, exact in parts:
+            with b.loop(count * units, ctx.parallel_kind(operations, count * units)) as j:
+                block, unit = b.let(j // units * group + start), b.let(j % units)
+                for left, full, size in chunks:
+                    inside = unit < full if left == 0 else unit >= units - 1
+                    with nullcontext() if len(chunks) == 1 else b.when(inside):
+                        self._chunk(Tile(group, 1, size), block, base, (unit, units), exact)
+
+    def _chunk(self, tile: Tile, block: Expr, base: Expr, turn: tuple[Expr, int], exact: int | None) -> None:
+        """A chunk of a strip and some blocks; `turn`: which chunk, and how many there are."""
+        b, unit = self.b, turn[0]
+        products = b.local("int32", self.positions * tile.cols * tile.blocks * self.lanes)
+        ahead = self._plan_prefetch(tile.blocks, *turn)
+        with b.loop(self.positions) as position:
+            self._multiply(tile, products, block, unit, position, ahead)
+        self._transform_outputs(tile, products, block, b.let(base + unit * self.size), exact)
+
+    def _plan_prefetch(self, size: int, number: Expr, turns: int) -> list[Expr]:
+        """As in the direct convolution: the weights of the next blocks, spread over the turns of these."""
+        each = -(-size // turns)
+        if self.blocks <= size:
+            return []
+        first = tir.min(number * each, const(size - each)) + size
+        return [self.b.let((first + q) * self.stride) for q in range(each)]
+
+    def _transform_inputs(self, base: Expr, t: Expr) -> None:
+        """[positions, size, width] from the pixels under tile t of the strip; modulo 2^8 or 2^16."""
         b, layout = self.b, self.source.layout
         row_bytes = layout.cols * layout.pixel
         form, alpha = self.form, self.form.alpha
-        with b.loop(size) as t:
-            top = b.let((base + t) // self.across * form.m + self.shift[0])
-            left = b.let((base + t) % self.across * form.m + self.shift[1])
-            # The last rows and columns of a tile that sticks out feed only outputs that are not stored.
-            rows = [b.let(tir.min(top + i, const(layout.rows - 1)) * row_bytes) for i in range(alpha)]
-            cols = [b.let(tir.min(left + i, const(layout.cols - 1)) * layout.pixel) for i in range(alpha)]
-            done = 0
-            for lanes in (64, 32, 16):
-                count = (self.width - done) // lanes
-                if not count or lanes * np.dtype(form.dtype).itemsize > _WIDEST:
-                    continue
-                with b.loop(count) as i:
-                    channel = b.let(i * lanes + done)
-                    first = b.let(t * self.width + channel)
-                    self._transform_pixels(inputs, [row + channel for row in rows], cols, first, size, lanes)
-                done += count * lanes
+        top = b.let((base + t) // self.across * form.m + self.shift[0])
+        left = b.let((base + t) % self.across * form.m + self.shift[1])
+        # The last rows and columns of a tile that sticks out feed only outputs that are not stored.
+        rows = [b.let(tir.min(top + i, const(layout.rows - 1)) * row_bytes) for i in range(alpha)]
+        cols = [b.let(tir.min(left + i, const(layout.cols - 1)) * layout.pixel) for i in range(alpha)]
+        first = b.let((t // self.size * (self.positions * self.size) + t % self.size) * self.width)
+        done = 0
+        for lanes in (64, 32, 16):
+            count = (self.width - done) // lanes
+            if not count or lanes * np.dtype(form.dtype).itemsize > _WIDEST or (lanes > 16 and self.lanes < 8):
+                continue
+            with b.loop(count) as i:
+                channel = b.let(i * lanes + done)
+                self._transform_pixels([row + channel for row in rows], cols, b.let(first + channel), lanes)
+            done += count * lanes
 
-    def _transform_pixels(
-        self, inputs: Expr, rows: list[Expr], cols: list[Expr], first: Expr, size: int, lanes: int
-    ) -> None:
+    def _transform_pixels(self, rows: list[Expr], cols: list[Expr], first: Expr, lanes: int) -> None:
         """The transformed tile of `lanes` channels, modulo 2^8 or 2^16."""
         b, form, wide = self.b, self.form, vec(self.form.dtype, lanes)
         columns = []
@@ -215,12 +249,14 @@ class Winograd:
             columns.append([b.let(v) for v in form.inputs(pixels)])
         for r in range(form.alpha):
             for c, value in enumerate(form.inputs([column[r] for column in columns])):
-                offset = form.dtype == "uint8" and (r, c) != (1, 1)
-                index = (r * form.alpha + c) * (size * self.width) + first
-                b.store(inputs, index, value + const(WINOGRAD_OFFSET, wide) if offset else value)
+                offset = form.dtype == "uint8" and ((r, c) == (1, 1)) == self.signed
+                index = (r * form.alpha + c) * (self.size * self.width) + first
+                b.store(self.inputs, index, value + const(WINOGRAD_OFFSET, wide) if offset else value)
 
-    def _multiply(self, tile: Tile, inputs: Expr, products: Expr, block: Expr, position: Expr) -> None:
-        """int32[16, tiles, blocks·lanes]: the products of one position."""
+    def _multiply(
+        self, tile: Tile, products: Expr, block: Expr, chunk: Expr, position: Expr, ahead: list[Expr]
+    ) -> None:
+        """int32[positions, tiles, blocks·lanes]: the products of one position."""
         b, isa, wide = self.b, self.isa, vec("int32", self.lanes)
         accs = [[b.local(wide) for _ in range(tile.cols)] for _ in range(tile.blocks)]
         for g, group in enumerate(accs):
@@ -229,21 +265,23 @@ class Winograd:
             for acc in group:
                 b.store(acc, 0, start)
         vector = self.lanes * self.form.step
-        stride = self.steps * vector
-        w0 = b.let((position * self.blocks + block) * stride)
-        x0 = b.let(position * (tile.cols * self.width))
+        w0 = b.let(block * self.stride + position * (self.steps * vector))
+        x0 = b.let((chunk * self.positions + position) * (self.size * self.width))
         unroll = unroll_of(tile, self.steps)
         bytewise = self.form.step == STEP
-        with b.loop(self.steps // unroll) as d:
+        with b.loop(self.ctx.opaque(self.steps // unroll)) as d:
             for u in range(unroll):
                 step = d * unroll + u
+                for far in ahead:
+                    b.prefetch(self.weights, w0 + step * vector + far)
                 ws = []
                 for g in range(tile.blocks):
-                    loaded = b.let(reinterpret(wide, b.load(self.weights, w0 + step * vector + g * stride, vector)))
+                    found = b.load(self.weights, w0 + step * vector + g * self.stride, vector)
+                    loaded = b.let(reinterpret(wide, found))
                     ws.append(tuple(b.let(v) for v in isa.prepare_w(loaded)) if bytewise else (loaded,))
                 for t in range(tile.cols):
                     index = x0 + step * self.form.step + t * self.width
-                    few = b.let(broadcast(reinterpret("int32", b.load(inputs, index, self.form.step)), self.lanes))
+                    few = b.let(broadcast(reinterpret("int32", b.load(self.inputs, index, self.form.step)), self.lanes))
                     x = tuple(b.let(v) for v in isa.prepare_x(few)) if bytewise else (few,)
                     dot = isa.dot4 if bytewise else isa.dot2
                     for g in range(tile.blocks):
@@ -256,7 +294,6 @@ class Winograd:
     def _transform_outputs(self, tile: Tile, products: Expr, block: Expr, base: Expr, exact: int | None) -> None:
         """The m×m requantized outputs of every tile and block."""
         b, form, alpha = self.b, self.form, self.form.alpha
-        _, height, width = self.ctx.out_layout.shape
         with b.loop(tile.cols) as t:
             row = b.let((base + t) // self.across * form.m)
             col = b.let((base + t) % self.across * form.m)
@@ -269,21 +306,43 @@ class Winograd:
                     indices = [first + (r * alpha + c) * step for r in range(alpha)]
                     column = form.outputs([b.let(b.load(products, i, self.lanes)) for i in indices])
                     columns.append([b.let(v) for v in column])
-                for r in range(form.m):
-                    for c, acc in enumerate(form.outputs([column[r] for column in columns])):
-                        inside = [row + r < height] if r and height % form.m else []
-                        inside += [col + c < width] if c and width % form.m else []
-                        with b.when(tir.all(*inside)) if inside else nullcontext():
-                            coords = (channel, row + r, col + c)
-                            value = self.epilogue.value(b.let(self._finish(acc)), coords, self.lanes)
-                            store(self.ctx, coords, value, exact)
+                found = [
+                    ((r, c), b.let(self._finish(acc)))
+                    for r in range(form.m)
+                    for c, acc in enumerate(form.outputs([column[r] for column in columns]))
+                ]
+                for four in (found[i : i + 4] for i in range(0, len(found), 4)):
+                    self._store(four, channel, row, col, exact)
+
+    def _store(
+        self, four: list[tuple[tuple[int, int], Expr]], channel: Expr, row: Expr, col: Expr, exact: int | None
+    ) -> None:
+        """Requantize and store four outputs, packed into one vector of bytes where they fill it."""
+        b, m, (_, height, width) = self.b, self.form.m, self.ctx.out_layout.shape
+        packed = self.epilogue.narrows and exact is None
+        values: list[Expr] = []
+        if packed:
+            late = []
+            for (r, c), acc in four:
+                # What an output outside of the image would add is never stored, but must not be read.
+                y = tir.min(row + r, const(height - 1)) if r and height % m else row + r
+                x = tir.min(col + c, const(width - 1)) if c and width % m else col + c
+                late.append(self.epilogue.late(acc, (channel, y, x), self.lanes))
+            whole = b.let(in_order(narrowed(self.isa, late)))
+            values = [shuffle(whole, whole, list(range(i * self.lanes, (i + 1) * self.lanes))) for i in range(4)]
+        for i, ((r, c), acc) in enumerate(four):
+            inside = [row + r < height] if r and height % m else []
+            inside += [col + c < width] if c and width % m else []
+            coords = (channel, row + r, col + c)
+            with b.when(tir.all(*inside)) if inside else nullcontext():
+                value = values[i] if packed else self.epilogue.value(acc, coords, self.lanes)
+                store(self.ctx, coords, value, exact)
 
     def _finish(self, acc: Expr) -> Expr:
         """From the transformed sum to 2^anchor_bits times the convolution."""
         if self.form.m == 2:
             return acc
-        wide = vec("int32", self.lanes)
-        return tir.shift_right(acc * const(_INVERSE_9, wide), const(6, wide))
+        return acc * const(_INVERSE_9, vec("int32", self.lanes))
 
 
 def emit(ctx: Context, form: Form) -> Emitted:

@@ -1,0 +1,135 @@
+"""Kernels at the edges of what proves them exact, and at sizes that take every loop of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from op_cases import Cases, samples
+from test_operators import backend_of, choices
+
+from passes.lower.plan_memory import plan_program
+from qcompile.semantics import interp
+from targets._tvm.kernels import conv_direct, winograd
+from targets._tvm.kernels.winograd import F2, F4, Form
+
+
+def differing(name: str, cases: Cases, variant: str, inputs: Any, folder: Path) -> tuple[list[str], list[str]]:
+    """Run the graph with a variant: the implementations it was offered (all kernels'), the outputs that differ."""
+    backend, graph = backend_of(name, 16), cases.graph()
+    given = samples(graph) if inputs is None else {p.name: inputs for p in graph.inputs}
+    planned = plan_program(graph, backend.target)
+    choice = choices(backend, planned, variant)
+    program = replace(planned, kernels=tuple(replace(k, variant=choice[k.name]) for k in planned.kernels))
+    backend.build(program, folder)
+    results = backend.load(folder, graph).run([given[p.name] for p in graph.inputs])
+    expected = interp.run(graph, given)
+    wrong = [o.name for o, y in zip(graph.outputs, results, strict=True) if not np.array_equal(y, expected[o.name])]
+    return sorted(set(choice.values())), wrong
+
+
+@pytest.mark.parametrize(("name", "variant"), [("x86-vnni", "vnni"), ("x86-avx2", "madd")])
+def test_weights_that_are_prefetched(name: str, variant: str, tmp_path: Path) -> None:
+    """Remainders of rows and columns, fewer tiles than blocks, a single tile."""
+    cases = Cases()
+    for channels, out, size, kernel in (
+        (64, 128, (7, 9), (3, 3)),
+        (160, 416, (1, 2), (1, 1)),
+        (40, 72, (15, 3), (5, 5)),
+    ):
+        y = cases.conv(cases.image(channels, *size), out, kernel, pad=(kernel[0] // 2,) * 4)
+        cases.show(cases.requant(y, reach=1 << 18))
+    cases.show(cases.requant(cases.linear(cases.input(512), 170), reach=1 << 18))
+    weights = [node for node in cases.graph().nodes if node.const("w")]
+    assert all(cases.graph().const(node, "w").size >= conv_direct.FAR_BYTES for node in weights)
+    assert differing(name, cases, variant, None, tmp_path)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "act", "bits"),
+    [
+        ("x86-vnni", "winograd-4", 8, 8),
+        ("x86-vnni", "winograd-2", 6, 4),
+        ("x86-avx2", "winograd-4", 8, 8),
+        ("x86-avx2", "winograd-2", 6, 4),
+        ("x86-avx2", "winograd-2-maddubs", 6, 4),
+    ],
+)
+def test_winograd_in_strips(name: str, variant: str, act: int, bits: int, tmp_path: Path) -> None:
+    """Images of several strips, of tiles that stick out, with a residual addition."""
+    cases = Cases()
+    x, r = cases.image(64, 41, 53, dtype=f"u{act}"), cases.image(16, 41, 53)
+    y = cases.conv(x, 16, (3, 3), bits=bits, pad=(1, 1, 1, 1), pad_value=3)
+    cases.show(cases.requant(y, r, reach=1 << 17, zeros=(0, 7), zp=3))
+    form = F4 if variant == "winograd-4" else F2
+    tile = (form.m + 2) ** 2 * 64 * np.dtype(form.dtype).itemsize
+    assert tile * -(-41 // form.m) * -(-53 // form.m) > winograd.STRIP_BYTES
+    used, wrong = differing(name, cases, variant, None, tmp_path)
+    assert variant in used
+    assert wrong == []
+
+
+def extremes(form: Form, transform: Callable[[list[Any]], list[Any]], q: int, channels: int) -> Any:
+    """uint8[samples, channels, m + 2, m + 2]: for each position the inputs of its largest and smallest value."""
+    rows = np.array([[int(v) for v in transform(list(unit))] for unit in np.eye(form.alpha, dtype=np.int64)]).T
+    wanted = [sign * np.outer(a, b) for a in rows for b in rows for sign in (1, -1)]
+    return np.stack([np.broadcast_to(q * (w > 0), (channels, *w.shape)) for w in wanted]).astype(np.uint8)
+
+
+def integer_inputs_4(d: list[int]) -> list[int]:
+    """Bᵀ·d of F(4, 3), Lavin and Gray 2016."""
+    matrix = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0],
+              [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]  # fmt: skip
+    return [int(v) for v in np.array(matrix) @ np.array(d)]
+
+
+def integer_inputs_2(d: list[int]) -> list[int]:
+    """Bᵀ·d of F(2, 3)."""
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def extreme_case(w: Any, channels: int, size: int, act: int, reach: float) -> Cases:
+    cases = Cases()
+    x = cases.image(channels, size, size, dtype=f"u{act}")
+    zero = np.zeros(len(w), dtype=np.int32)
+    y = cases.op("conv2d", x, consts={"w": w.astype(np.int8), "b": zero}, groups=1)
+    cases.show(cases.requant(y, reach=reach))
+    return cases
+
+
+@pytest.mark.parametrize("name", ["x86-vnni", "x86-avx2"])
+@pytest.mark.parametrize(("channels", "legal"), [(115, True), (116, False)])
+def test_winograd_4_at_its_bound(name: str, channels: int, legal: bool, tmp_path: Path) -> None:
+    """9·C·127·255 is below 2^25 up to C = 115; transformed values of either sign at their largest."""
+    signs = [(1, 1, 1), (1, -1, 1), (-1, 1, -1), (1, -1, -1)]
+    w = np.stack([np.broadcast_to(127 * np.outer(a, b), (channels, 3, 3)) for a in signs for b in signs])
+    cases = extreme_case(w, channels, 6, 8, 1 << 25)
+    inputs = np.concatenate(
+        [extremes(F4, integer_inputs_4, 255, channels), np.full((1, channels, 6, 6), 255, dtype=np.uint8)]
+    )
+    used, wrong = differing(name, cases, "winograd-4", inputs, tmp_path)
+    assert ("winograd-4" in used) == legal
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "total"),
+    [("x86-vnni", "winograd-2", 127), ("x86-avx2", "winograd-2", 127), ("x86-avx2", "winograd-2-maddubs", 64)],
+)
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_winograd_2_at_its_bound(name: str, variant: str, total: int, beyond: int, tmp_path: Path) -> None:
+    """6-bit activations; the transformed weights of a kernel of one sign are its sum."""
+    each = (total - 8) // 8 if total == 64 else 15
+    kernel = np.full((3, 3), each)
+    kernel[1, 1] += total + beyond - kernel.sum()
+    flips = [np.outer(a, b) for a in ((1, 1, 1), (1, -1, 1)) for b in ((1, 1, 1), (1, -1, 1))]
+    w = np.stack([np.broadcast_to(s * f * kernel, (24, 3, 3)) for f in flips for s in (1, -1)] * 2)
+    cases = extreme_case(w, 24, 4, 6, 24.0 * 64 * 127)
+    inputs = np.concatenate([extremes(F2, integer_inputs_2, 63, 24), np.full((1, 24, 4, 4), 63, dtype=np.uint8)])
+    used, wrong = differing(name, cases, variant, inputs, tmp_path)
+    assert (variant in used) == (beyond == 0)
+    assert wrong == []
