@@ -1,18 +1,33 @@
-"""Code generation for x86-64: AVX-512 VNNI, or AVX2 where that is all there is."""
+"""Code generation for x86-64: AMX, AVX-512 VNNI, or AVX2 where that is all there is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
-from qcompile.ir import int_range
+from qcompile.errors import DeviceError, TargetError
+from qcompile.ir import Graph, int_range
+from qcompile.target.backend import Backend, Executable, Measurement
+from qcompile.target.deployment import Deployment
+from qcompile.target.device import Device
 from qcompile.target.model import Target
+from qcompile.target.program import Kernel, Program
 from targets._tvm.context import Context
-from targets._tvm.cpu import CpuBackend, depthwise_variant, direct_variant, generic_variant, winograd_variant
+from targets._tvm.cpu import CpuBackend, Variant, depthwise_variant, direct_variant, generic_variant, winograd_variant
+from targets._tvm.kernels import winograd
 from targets._tvm.kernels.winograd import F2, F4
+from targets._tvm.packing import WINOGRAD_OFFSET, winograd_transform
+from targets.x86_64 import conv_tiles
 from targets.x86_64.isa import Avx2, Avx2Saturating, Vnni
+from targets.x86_64.permission import request_permission
 
 _INT16_MAX = 32767
 _TRIPLE = "x86_64-unknown-linux-gnu"
+
+AMX = Vnni(parallel_operations=1 << 23)
+"""The vectors that requantize what the tiles have summed; eight times the work is done before threads are worth it."""
 
 
 def pairs_fit_int16(ctx: Context) -> bool:
@@ -20,6 +35,15 @@ def pairs_fit_int16(ctx: Context) -> bool:
     node = ctx.anchor
     _, highest = int_range(ctx.layout(node.inputs[0]).dtype)
     return 2 * highest * int(np.abs(ctx.const(node, "w").astype(np.int32)).max()) <= _INT16_MAX
+
+
+def transformed_pairs_fit_int16(ctx: Context) -> bool:
+    """The same of transformed values of F(2×2, 3×3): inputs in [0, q] become at most 4·q or 128 + 2·q."""
+    if not winograd.is_legal(ctx, F2):
+        return False
+    _, highest = int_range(ctx.layout(ctx.anchor.inputs[0]).dtype)
+    largest = int(np.abs(winograd_transform(ctx.const(ctx.anchor, "w"), F2.m)).max())
+    return 2 * max(4 * highest, WINOGRAD_OFFSET + 2 * highest) * largest <= _INT16_MAX
 
 
 class X86Vnni(CpuBackend):
@@ -40,16 +64,60 @@ class X86Vnni(CpuBackend):
         )
 
 
+class X86Amx(CpuBackend):
+    """AMX tiles for what is dense, AVX-512 VNNI for the rest."""
+
+    def __init__(self, target: Target) -> None:
+        # The tile registers come first on Sapphire Rapids, which also has everything of the VNNI target.
+        options = {"mtriple": _TRIPLE, "mcpu": "cascadelake", "mattr": "+amx-tile,+amx-int8"}
+        super().__init__(
+            target,
+            options,
+            [
+                Variant("amx", AMX, conv_tiles.is_legal, conv_tiles.emit),
+                direct_variant("vnni", Vnni()),
+                depthwise_variant(Vnni()),
+                generic_variant(Vnni()),
+            ],
+        )
+
+    def deploy(self, program: Program, prefix: str) -> Deployment:
+        """Raises TargetError: an exported program does not ask for the tile registers."""
+        raise TargetError(
+            f"{self.target.name} cannot be exported: tile registers need the operating system's permission",
+            hint="export for x86-vnni, which runs on the same processors",
+        )
+
+    def on(self, device: Device) -> Backend:
+        """Raises DeviceError: a process elsewhere does not ask for the tile registers."""
+        raise DeviceError(
+            f"kernels for {self.target.name} cannot run on {device.host}: its server has no right to tile registers",
+            hint="compile and measure on the device itself, or for x86-vnni",
+        )
+
+    def measure(self, works: Sequence[tuple[Kernel, Program]], threads: int) -> list[Measurement]:
+        request_permission()
+        return super().measure(works, threads)
+
+    def load(self, directory: Path, graph: Graph) -> Executable:
+        request_permission()
+        return super().load(directory, graph)
+
+
 class X86Avx2(CpuBackend):
     """AVX2 only: `vpmaddubsw` where it is proved not to saturate, else products of int16."""
 
     def __init__(self, target: Target) -> None:
         options = {"mtriple": _TRIPLE, "mcpu": "haswell"}
+        # Without a dot product of bytes, multiply-adds saved are worth more than anything else.
         variants = [
+            Variant(
+                "winograd-2-maddubs", Avx2Saturating(), transformed_pairs_fit_int16, lambda ctx: winograd.emit(ctx, F2)
+            ),
+            winograd_variant("winograd-4", Avx2(), F4),
             winograd_variant("winograd-2", Avx2(), F2),
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16),
             direct_variant("madd", Avx2()),
-            winograd_variant("winograd-4", Avx2(), F4),
             depthwise_variant(Avx2()),
             generic_variant(Avx2()),
         ]

@@ -64,8 +64,8 @@ class Avx2:
         return acc + _madd(x, w)
 
     def prepare_x(self, x: Expr) -> Operand:
-        mask = const(0x00FF00FF, "int32x8")
-        return x & mask, tir.shift_right(x, const(8, "int32x8")) & mask
+        odd = tir.shift_right(reinterpret("uint16x16", x), const(8, "uint16x16"))
+        return x & const(0x00FF00FF, "int32x8"), reinterpret("int32x8", odd)
 
     def prepare_w(self, w: Expr) -> Operand:
         halves, eight = reinterpret("int16x16", w), const(8, "int16x16")
