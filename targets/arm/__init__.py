@@ -1,0 +1,1 @@
+"""32-bit Arm CPUs with NEON."""
