@@ -1,0 +1,1 @@
+"""Portable C99: scalar loops for any compiler."""
