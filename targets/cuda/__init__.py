@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: kernels of the statement builder as CUDA, launched through the driver."""
