@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm.tirx import transform
 
 from qcompile.errors import InternalError, TargetError
+from targets._tvm.cross import find_linker
 from targets._tvm.float_scan import tir_float_operations
 
 _PASSES = (
@@ -26,7 +25,7 @@ _PASSES = (
 )
 """Lowering of functions that are already scheduled: no schedulable blocks, no packed calling convention."""
 
-_EXPORTS = "{ global: qcompile_run; bench*; __TVMBackendParallelLaunch; local: *; };\n"
+_EXPORTS = "{ global: qcompile_run; qcompile_quantize; bench*; __TVMBackendParallelLaunch; local: *; };\n"
 """What a library shows; what it does not reach, such as the compiler's support routines, is dropped."""
 
 COMPILER_KEYS = ("kind", "mtriple", "mcpu", "mattr")
@@ -60,10 +59,10 @@ def target_of(options: Mapping[str, str]) -> Any:
     return target.with_host(target)
 
 
-def compile_function(func: Any, options: Mapping[str, str]) -> Code:
+def compile_function(func: Any, options: Mapping[str, str], *, floats: bool = False) -> Code:
     """Compile one PrimFunc to an object file that exports it as a C function under its global symbol."""
     name = str(func.attrs["global_symbol"])
-    if found := tir_float_operations(func):
+    if not floats and (found := tir_float_operations(func)):
         raise InternalError(f"kernel {name} computes in floating point: {', '.join(found)}")
     target = target_of(options)
     mod = transform.BindTarget(target)(tvm.IRModule({name: func}))
@@ -77,20 +76,40 @@ def compile_function(func: Any, options: Mapping[str, str]) -> Code:
     return Code(name, code, library)
 
 
-def compile_functions(funcs: Sequence[Any], options: Mapping[str, str], jobs: int | None = None) -> list[Code]:
-    """`compile_function` on each, several at a time."""
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        return list(pool.map(lambda func: compile_function(func, options), funcs))
+_KEPT = 1024
+"""Most compiled functions a process keeps."""
+
+_compiled: dict[tuple[str, str], tuple[Any, Code]] = {}
+
+
+def compile_functions(funcs: Sequence[Any], options: Mapping[str, str]) -> list[Code]:
+    """`compile_function` on each; what this process compiled before is taken from memory.
+
+    A kernel is compiled to be timed, to be built into one plan after another, and to be searched for floating
+    point; the code is the same each time.
+    """
+    settings = repr(sorted(options.items()))
+    found = []
+    for func in funcs:
+        key = (settings, str(func.attrs["global_symbol"]))
+        known = _compiled.get(key)
+        if known is None or not tvm_ffi.structural_equal(known[0], func):
+            known = (func, compile_function(func, options))
+            if len(_compiled) >= _KEPT:
+                forget_compiled()
+            _compiled[key] = known
+        found.append(known[1])
+    return found
+
+
+def forget_compiled() -> None:
+    """Compile everything anew from now on."""
+    _compiled.clear()
 
 
 def link(objects: Sequence[bytes], output: Path, options: Mapping[str, str]) -> None:
     """Link object files into a shared library with the C compiler (`linker` in the options, default `cc`)."""
-    linker = shutil.which(options.get("linker", "cc"))
-    if linker is None:
-        raise TargetError(
-            f"no linker {options.get('linker', 'cc')!r} on this machine",
-            hint="install a C compiler for the target (gcc or clang); only its linker is used",
-        )
+    linker = find_linker(options)
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for i, code in enumerate(objects):
@@ -101,6 +120,11 @@ def link(objects: Sequence[bytes], output: Path, options: Mapping[str, str]) -> 
         exports.write_text(_EXPORTS)
         flags = ["-shared", "-fPIC", "-nostartfiles", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack"]
         flags += ["-Wl,--gc-sections", f"-Wl,--version-script={exports}"]
-        done = subprocess.run([linker, *flags, "-o", str(output), *paths], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*linker, *flags, "-o", str(output), *paths, *options.get("link_flags", "").split()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         raise TargetError(f"linking failed: {done.stderr.strip()[-2000:]}")

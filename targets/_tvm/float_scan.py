@@ -21,11 +21,15 @@ _X86 = re.compile(
     r"range|reduce|hadd|hsub|addsub|dp|cmp\w*|comi|ucomi)(ps|pd|ss|sd|ph|sh|bf16)"
     r"|vf(n?m)(add|sub)\w*"
     r"|vdpbf16ps|vf?c?madd\w*ph"
+    r"|tdp(bf16|fp16)ps|tcmm\w+ps"
     r"|v?cvt\w+"
     r"|f(add|sub|mul|div|sqrt|ld|st|ild|ist|com|ucom|abs|chs|prem|rndint|scale)\w*"
 )
 _AARCH64 = re.compile(r"f(?!mov$)[a-z]\w*|[su]cvtf|bfdot|bfmmla|bfmlal\w*")
-_PATTERNS: Mapping[str, re.Pattern[str]] = {"x86_64": _X86, "aarch64": _AARCH64}
+_ARM = re.compile(r"v(?!mov|ldr|str|ldm|stm|push|pop)\w+\.(\w+\.)*(f|bf)\d\S*|v?f(add|sub|mul|div|cmp|mac)\w*")
+_PATTERNS: Mapping[str, re.Pattern[str]] = {"x86_64": _X86, "aarch64": _AARCH64, "arm": _ARM}
+
+_DISASSEMBLERS = {"aarch64": ("aarch64-linux-gnu-objdump",), "arm": ("arm-linux-gnueabihf-objdump",)}
 
 _FLOAT_DTYPE = re.compile(r"\bb?float\d\w*")
 _LINE = re.compile(r"^\s+([a-z][a-z0-9_.]*)\b")
@@ -44,7 +48,8 @@ def assembly_float_operations(function: str, assembly: str, architecture: str) -
 
 def library_float_operations(library: Path, architecture: str) -> list[str]:
     """Floating-point instructions in a linked library, found with the system's disassembler."""
-    disassembler = shutil.which("objdump") or shutil.which("llvm-objdump")
+    names = (*_DISASSEMBLERS.get(architecture, ()), "objdump", "llvm-objdump")
+    disassembler = next((found for name in names if (found := shutil.which(name))), None)
     if disassembler is None:
         raise TargetError("no objdump on this machine to disassemble a library with", hint="install binutils or llvm")
     command = [disassembler, "-d", "--no-show-raw-insn", str(library)]

@@ -41,19 +41,28 @@ class Assembled:
 
 
 class FunctionTable:
-    """Distinct functions, each under one symbol; layers of equal geometry share their code."""
+    """Distinct functions, each under one symbol; layers of equal geometry share their code.
 
-    def __init__(self, prefix: str = "qk") -> None:
-        self._prefix = prefix
+    Args:
+        prefix: of the symbols, which are numbered.
+        by_content: make the symbol of what the function does instead, so that equal functions of several tables
+            have equal names, and `compile_functions` compiles them once.
+    """
+
+    def __init__(self, prefix: str = "qk", *, by_content: bool = False) -> None:
+        self._prefix, self._by_content = prefix, by_content
         self._found: dict[int, list[tuple[Any, str]]] = {}
         self.functions: list[Any] = []
 
     def symbol(self, func: Any) -> str:
-        bucket = self._found.setdefault(tvm_ffi.structural_hash(func), [])
+        digest = tvm_ffi.structural_hash(func)
+        bucket = self._found.setdefault(digest, [])
         for known, symbol in bucket:
             if tvm_ffi.structural_equal(known, func):
                 return symbol
         symbol = f"{self._prefix}{len(self.functions)}"
+        if self._by_content:
+            symbol = f"{self._prefix}_{digest % (1 << 64):016x}{f'_{len(bucket)}' if bucket else ''}"
         bucket.append((func, symbol))
         self.functions.append(func.with_attr("global_symbol", symbol))
         return symbol
@@ -80,9 +89,11 @@ class Blob:
         return self._offsets[key]
 
 
-def assemble(program: Program, emitted: Sequence[Emitted]) -> Assembled:
-    """Lay out parameters and scratch memory and write the entry function."""
-    table, blob = FunctionTable(), Blob()
+def assemble(
+    program: Program, emitted: Sequence[Emitted], entry: str = ENTRY, table: FunctionTable | None = None
+) -> Assembled:
+    """Lay out parameters and scratch memory and write the entry function; `table` names the kernels."""
+    table, blob = table or FunctionTable(by_content=True), Blob()
     scratch = max((a.bytes for e in emitted for a in e.arguments if isinstance(a, Scratch)), default=0)
     scratch_offset = aligned(program.arena_bytes) + SLACK
     calls = tuple((table.symbol(e.func), e) for e in emitted)
@@ -106,7 +117,7 @@ def assemble(program: Program, emitted: Sequence[Emitted]) -> Assembled:
 
     for symbol, one in calls:
         b.evaluate(tir.call_extern("int32", symbol, *[address(a) for a in one.arguments]))
-    functions = (*table.functions, b.function(ENTRY))
+    functions = (*table.functions, b.function(entry))
     arena_bytes = scratch_offset + aligned(scratch) + SLACK
     # Vector loads may run over the end of the last constant.
     return Assembled(functions, tuple(blob.placed), blob.size + SLACK, arena_bytes)
@@ -129,7 +140,11 @@ def write_library(assembled: Assembled, options: Mapping[str, str], directory: P
 
 @dataclass(frozen=True)
 class Bench:
-    """Kernels to be timed alone: `bench<i>(repeats, arguments...)` calls kernel i again and again."""
+    """Kernels to be timed alone: `bench<i>(control, arguments...)` calls kernel i again and again.
+
+    `control` is int32: how many calls, how many copies of its arguments to go through in turn, which of them to begin
+    with, and for each argument the bytes from one copy to the next.
+    """
 
     library: Path
     symbols: tuple[str, ...]
@@ -137,15 +152,18 @@ class Bench:
 
 def build_bench(emitted: Sequence[Emitted], options: Mapping[str, str], directory: Path) -> Bench:
     """One library with a repeating caller for each kernel."""
-    table = FunctionTable()
+    table = FunctionTable(by_content=True)
     callers = []
     for i, one in enumerate(emitted):
         symbol = table.symbol(one.func)
         b = Builder()
-        repeats = b.pointer("repeats", "int32")
+        control = b.pointer("control", "int32")
         pointers = [b.pointer(f"a{n}", "uint8") for n in range(len(one.arguments))]
-        with b.loop(b.load(repeats, 0)):
-            b.evaluate(tir.call_extern("int32", symbol, *[tir.address_of(b.load(p, 0)) for p in pointers]))
+        with b.loop(b.load(control, 0)) as call:
+            copy = b.let((b.load(control, 2) + call) % b.load(control, 1))
+            starts = [copy * b.load(control, 3 + n) for n in range(len(pointers))]
+            addresses = [tir.address_of(b.load(p, at)) for p, at in zip(pointers, starts, strict=True)]
+            b.evaluate(tir.call_extern("int32", symbol, *addresses))
         callers.append(b.function(f"bench{i}"))
     codes = compile_functions([*table.functions, *callers], options)
     link([code.object for code in codes], directory / LIBRARY, options)
@@ -153,12 +171,13 @@ def build_bench(emitted: Sequence[Emitted], options: Mapping[str, str], director
 
 
 def value_bytes(kernel: Kernel, program: Program, argument: Argument) -> Array:
-    """Memory for one argument of a kernel that runs alone: packed parameters, or zeros of the buffer's
-    size."""
+    """Memory for one argument of a kernel that runs alone: packed parameters, or noise of the buffer's size."""
     match argument:
         case Constant(_, array):
-            return np.frombuffer(array.tobytes() + bytes(SLACK), dtype=np.uint8).copy()
+            return np.frombuffer(array.tobytes(), dtype=np.uint8)
         case Value(name):
-            return np.zeros(program.buffers[name].layout.bytes + SLACK, dtype=np.uint8)
+            # Multiplying zeros takes less power, and so less time, than multiplying data.
+            size = program.buffers[name].layout.bytes
+            return np.random.default_rng(0).integers(0, 16, size, dtype=np.uint8)
         case Scratch(size):
-            return np.zeros(size + SLACK, dtype=np.uint8)
+            return np.zeros(size, dtype=np.uint8)

@@ -1,63 +1,115 @@
-"""Timing kernels alone: warm caches, one at a time, median over repeated batches of calls."""
+"""Timing kernels alone, in the state of the caches they meet in their program.
+
+Values are where the kernel before left them: the same buffers are used again and again.  Parameters are read once in
+each inference, so between two uses all other parameters of the program pass through the caches; calls therefore go
+through enough copies of the kernel's own parameters to make up for them.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
+from qcompile.ir import Array
 from qcompile.target.backend import Measurement
+from qcompile.target.clock import probe
 from qcompile.target.program import Kernel, Program
-from targets._tvm.context import Emitted
-from targets._tvm.library import build_bench, value_bytes
-from targets._tvm.runner import aligned_array, open_library, pointer, set_threads
+from targets._tvm.context import Constant, Emitted
+from targets._tvm.library import Bench, build_bench, value_bytes
+from targets._tvm.pool import set_threads
+from targets._tvm.runner import SLACK, aligned, aligned_array, open_library, pointer
 
-BATCHES = 11
-BATCH_SECONDS = 1.5e-3
+ROUNDS = 3
+"""Turns of a kernel, some time apart: what disturbs one turn is over by the next."""
+
+BATCHES = 5
+BATCH_SECONDS = 1.2e-3
 
 
 def measure_kernels(
-    works: Sequence[tuple[Kernel, Program, Emitted]], options: Mapping[str, str], threads: int
+    works: Sequence[tuple[Kernel, Program, Emitted]],
+    options: Mapping[str, str],
+    threads: int,
+    build: Callable[[Sequence[Emitted], Mapping[str, str], Path], Bench] = build_bench,
 ) -> list[Measurement]:
-    """Time each kernel on `threads` threads.
+    """Time each kernel on `threads` threads; `build` makes the library of repeating callers.
 
-    A batch repeats the kernel inside native code for about 1.5 ms, so the clock and the call cost nothing;
-    the result is the median of 11 batches.
+    A batch repeats the kernel inside native code for about a millisecond, so the clock and the call cost nothing;
+    a turn is the median of its batches, and the result the quickest turn, because interference only ever adds.
     """
     if not works:
         return []
     set_threads(threads)
-    found = []
     with TemporaryDirectory() as folder:
-        bench = build_bench([e for _, _, e in works], options, Path(folder))
+        bench = build([e for _, _, e in works], options, Path(folder))
         library = open_library(bench.library)
-        for (kernel, program, emitted), symbol in zip(works, bench.symbols, strict=True):
-            buffers = []
-            for argument in emitted.arguments:
-                data = value_bytes(kernel, program, argument)
-                buffer = aligned_array(data.size)
-                buffer[:] = data
-                buffers.append(buffer)
-            found.append(_time(getattr(library, symbol), [pointer(b) for b in buffers], threads))
-    return found
+        calls = [_Call.of(getattr(library, s), *work) for s, work in zip(bench.symbols, works, strict=True)]
+        rounds = [[call.time(threads) for call in calls] for _ in range(ROUNDS)]
+    clock = min(turn.clock for turns in rounds for turn in turns)
+    return [
+        min((turn.at(clock) for turn in turns), key=lambda turn: turn.median) for turns in zip(*rounds, strict=True)
+    ]
 
 
-def _time(call: object, arguments: list[object], threads: int) -> Measurement:
-    repeats = np.ones(1, dtype=np.int32)
-    clock = time.perf_counter_ns
+def bench_arguments(kernel: Kernel, program: Program, emitted: Emitted) -> tuple[Array, list[Array]]:
+    """The control array and the other arguments, all copies, of a kernel's repeating caller (`library.Bench`)."""
+    contents = [value_bytes(kernel, program, argument) for argument in emitted.arguments]
+    is_constant = [isinstance(argument, Constant) for argument in emitted.arguments]
+    parameters = sum(aligned(data.size) for data, c in zip(contents, is_constant, strict=True) if c)
+    copies = max(1, -(-program.resident // parameters)) if parameters else 1
+    control = np.array([1, copies, 0, *([0] * len(contents))], dtype=np.int32)
+    buffers = []
+    for n, (data, constant) in enumerate(zip(contents, is_constant, strict=True)):
+        stride, count = aligned(data.size), copies if constant else 1
+        buffer = aligned_array(count * stride + SLACK)
+        buffer[: count * stride].reshape(count, stride)[:, : data.size] = data
+        control[3 + n] = stride if constant else 0
+        buffers.append(buffer)
+    return control, buffers
 
-    def batch(n: int) -> float:
-        repeats[0] = n
-        start = clock()
-        call(pointer(repeats), *arguments)  # type: ignore[operator]
-        return (clock() - start) * 1e-9
 
-    batch(2)
-    count = 1
-    while (spent := batch(count)) < BATCH_SECONDS / 2 and count < 1 << 24:
-        count = max(count * 2, min(count * 64, int(count * BATCH_SECONDS / max(spent, 1e-7))))
-    times = np.array([batch(count) for _ in range(BATCHES)]) / count
-    return Measurement(float(np.median(times)), float(np.quantile(times, 0.9)), BATCHES * count, threads)
+@dataclass
+class _Call:
+    """A repeating caller and its arguments.
+
+    Attributes:
+        function: `bench<i>` of a `Bench`.
+        control: its first argument.
+        buffers: its others, all copies.
+    """
+
+    function: Callable[..., Any]
+    control: Array
+    buffers: list[Array]
+
+    @staticmethod
+    def of(function: Callable[..., Any], kernel: Kernel, program: Program, emitted: Emitted) -> _Call:
+        return _Call(function, *bench_arguments(kernel, program, emitted))
+
+    def batch(self, calls: int) -> float:
+        """Seconds of so many calls."""
+        self.control[0] = calls
+        arguments = [pointer(array) for array in (self.control, *self.buffers)]
+        start = time.perf_counter_ns()
+        self.function(*arguments)
+        spent = (time.perf_counter_ns() - start) * 1e-9
+        self.control[2] = (int(self.control[2]) + calls) % int(self.control[1])
+        return spent
+
+    def time(self, threads: int) -> Measurement:
+        """One turn."""
+        self.batch(2)
+        count = 1
+        while (spent := self.batch(count)) < BATCH_SECONDS / 2 and count < 1 << 24:
+            count = max(count * 2, min(count * 64, int(count * BATCH_SECONDS / max(spent, 1e-7))))
+        before = probe()
+        times = np.array([self.batch(count) for _ in range(BATCHES)]) / count
+        clock = (before + probe()) / 2
+        median, p90 = float(np.median(times)), float(np.quantile(times, 0.9))
+        return Measurement(median, p90, BATCHES * count, threads, clock)

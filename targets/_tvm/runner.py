@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
 
-from qcompile.ir import Array, Graph, storage
+from qcompile.ir import Array, Graph, Grid, storage
 from qcompile.target.backend import Measurement, enough_runs
+from qcompile.target.clock import probe
 from targets._tvm.packing import Recipe
+from targets._tvm.pool import launcher, set_threads
+from targets._tvm.quantizer import BOUNDARY, NativeQuantizer, address
 
 ENTRY = "qcompile_run"
 LIBRARY = "library.so"
@@ -23,16 +25,6 @@ DESCRIPTION = "kernels.json"
 ALIGNMENT = 64
 SLACK = 128
 """Bytes behind arena and parameters: kernels may read, never write, a few elements behind a buffer."""
-_TVM_POOL_MODE_ANY = 1
-
-
-def set_threads(threads: int) -> None:
-    """How many threads of TVM's pool parallel loops use.
-
-    The pool is created on first use, with at most TVM_NUM_THREADS threads and by default half of the CPUs.
-    """
-    os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, os.cpu_count() or 1)))
-    tvm.get_global_func("runtime.config_threadpool")(_TVM_POOL_MODE_ANY, threads)
 
 
 def open_library(path: Path) -> ctypes.CDLL:
@@ -42,14 +34,8 @@ def open_library(path: Path) -> ctypes.CDLL:
         hook = ctypes.c_void_p.in_dll(library, "__TVMBackendParallelLaunch")
     except ValueError:
         return library
-    launch = ctypes.cast(ctypes.CDLL(_runtime_path()).TVMBackendParallelLaunch, ctypes.c_void_p)
-    hook.value = launch.value
+    hook.value = launcher()
     return library
-
-
-def _runtime_path() -> str:
-    folder = Path(tvm.__file__).parent
-    return str(next(p for p in sorted(folder.rglob("libtvm_runtime*")) if p.suffix in (".so", ".dylib")))
 
 
 def aligned(size: int) -> int:
@@ -67,6 +53,15 @@ def pointer(array: Array) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def pack_parameters(described: Mapping[str, Any], graph: Graph) -> Array:
+    """The parameters of a library as its kernels read them, from `kernels.json` and the integer graph."""
+    params = aligned_array(described["params_bytes"])
+    for offset, *recipe in described["constants"]:
+        packed = Recipe.from_json(recipe).pack(graph.consts)
+        params[offset : offset + packed.nbytes] = packed.reshape(-1).view(np.uint8)
+    return params
+
+
 class LibraryExecutable:
     """A built program in this process.
 
@@ -79,17 +74,17 @@ class LibraryExecutable:
         described = json.loads((directory / DESCRIPTION).read_text())
         self._library = open_library(directory / LIBRARY)
         self._entry: Any = getattr(self._library, described["entry"])
-        self._params = aligned_array(described["params_bytes"])
-        for offset, *recipe in described["constants"]:
-            packed = Recipe.from_json(recipe).pack(graph.consts)
-            self._params[offset : offset + packed.nbytes] = packed.reshape(-1).view(np.uint8)
+        self._params = pack_parameters(described, graph)
         self._arena = aligned_array(described["arena_bytes"])
         self._inputs = [(p.type.sample, storage(p.type.dtype)) for p in graph.inputs]
         shown = [graph.type_of(out.value) for out in graph.outputs]
         self._outputs = [(t.sample, storage(t.dtype)) for t in shown]
-
-    def _call(self, sample: Sequence[Array], outputs: Sequence[Array]) -> None:
-        self._entry(*[pointer(a) for a in (self._params, self._arena, *sample, *outputs)])
+        ports = [*self._inputs, *self._outputs]
+        self._steps = [math.prod(shape) * dtype.itemsize for shape, dtype in ports]
+        self._entry.argtypes = [ctypes.c_void_p] * (2 + len(ports))
+        self._params_at, self._arena_at = address(self._params), address(self._arena)
+        boundary = directory / BOUNDARY
+        self._quantizer = NativeQuantizer(boundary) if boundary.exists() else None
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         batch = len(inputs[0])
@@ -97,17 +92,23 @@ class LibraryExecutable:
             np.ascontiguousarray(x, dtype=dtype).reshape(batch, *shape)
             for x, (shape, dtype) in zip(inputs, self._inputs, strict=True)
         ]
-        results = [np.zeros((batch, *shape), dtype=dtype) for shape, dtype in self._outputs]
+        results: list[Array] = [np.empty((batch, *shape), dtype=dtype) for shape, dtype in self._outputs]
+        arrays = [*ready, *results]
+        starts = [address(array) for array in arrays]
         for i in range(batch):
-            self._call([x[i : i + 1] for x in ready], [y[i : i + 1] for y in results])
-        return list(results)
+            samples = [at + i * step for at, step in zip(starts, self._steps, strict=True)] if i else starts
+            self._entry(self._params_at, self._arena_at, *samples)
+        return results
+
+    def quantize(self, x: Array, grid: Grid) -> Array | None:
+        return None if self._quantizer is None else self._quantizer.quantize(x, grid)
 
     def measure(self, threads: int, runs: int) -> Measurement:
         set_threads(threads)
         rng = np.random.default_rng(0)
         sample = [rng.integers(0, 2, shape).astype(dtype) for shape, dtype in self._inputs]
         results = [np.zeros(shape, dtype=dtype) for shape, dtype in self._outputs]
-        arguments = [pointer(a) for a in (self._params, self._arena, *sample, *results)]
+        arguments = [address(a) for a in (self._params, self._arena, *sample, *results)]
         call, clock = self._entry, time.perf_counter_ns
         start = clock()
         for _ in range(3):
@@ -116,9 +117,11 @@ class LibraryExecutable:
         for _ in range(runs // 10):
             call(*arguments)
         times = np.empty(runs)
+        before = probe()
         for i in range(runs):
             start = clock()
             call(*arguments)
             times[i] = clock() - start
         seconds = times * 1e-9
-        return Measurement(float(np.median(seconds)), float(np.quantile(seconds, 0.9)), runs, threads)
+        clock_now = (before + probe()) / 2
+        return Measurement(float(np.median(seconds)), float(np.quantile(seconds, 0.9)), runs, threads, clock_now)
