@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from passes.lower.choose_kernels import fastest
 from passes.lower.copy_at_boundary import CopyAtBoundary
 from passes.lower.plan_memory import plan_program
 from passes.quantize.integerize import Integerizer
@@ -16,6 +17,7 @@ from qcompile.ir import Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import COSTS, RANGES, BitChoice, Bits, CostTable
 from qcompile.semantics.grids import packed_bytes
+from qcompile.target.bench import measure_missing
 from qcompile.target.cost import roofline
 from qcompile.target.program import Kernel, KernelWork, Program, work_of
 
@@ -130,19 +132,8 @@ class _Pricer:
         backend, costs = self.ctx.backend, self.ctx.costs
         if backend is None or costs is None:
             raise InternalError("measuring needs a backend and a cost cache")
-        compiler = backend.fingerprint()
-        known = costs.get_many([work for work, _, _ in works.values()], self.threads, compiler)
-        missing = [key for key in works if key not in known]
-        self.fresh = len(missing)
-        for start in range(0, len(missing), _BATCH):
-            part = missing[start : start + _BATCH]
-            self.ctx.progress("measure", start, len(missing))
-            results = backend.measure([works[key][1:] for key in part], self.threads)
-            for key, measurement in zip(part, results, strict=True):
-                costs.put(works[key][0], compiler, measurement)
-                known[key] = measurement
-        if missing:
-            self.ctx.progress("measure", len(missing), len(missing))
+        known = measure_missing(works, backend, costs, self.threads, self.ctx.progress)
+        self.fresh = known.fresh
         self.seconds = {key: measurement.median for key, measurement in known.items()}
 
     def price(self, bits: Bits) -> Mapping[str, float]:
@@ -152,12 +143,9 @@ class _Pricer:
         prices = dict.fromkeys((*structure.layers, FIXED), 0.0)
         for kernel in program.kernels:
             variants = self.offered[bits, kernel.name]
-            prices[owners[kernel.name]] += min(self.seconds[work_of(kernel, program, v).key] for v in variants)
+            seconds = {v: self.seconds[work_of(kernel, program, v).key] for v in variants}
+            prices[owners[kernel.name]] += seconds[fastest(variants, seconds)]
         return prices
-
-
-_BATCH = 8
-"""Kernels measured between two writes to the cache: what an interruption loses."""
 
 
 def _owners(program: Program, structure: Structure) -> dict[str, str]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from passes.analysis.calibrate_ranges import check_inputs
+import numpy as np
+
 from passes.analysis.layer_inputs import separate_layer_inputs
+from passes.analysis.samples import LabelledBatch, first_samples
+from passes.analysis.summed import batch_seed
 from passes.structure import Structure
-from qcompile.errors import DataError, PassContractError, UsageError
+from qcompile.errors import PassContractError, UsageError
 from qcompile.exec.torch_exec import TorchGraph
 from qcompile.exec.torch_hvp import BlockSums, HessianProbe
 from qcompile.exec.torch_loss import VALUES, OutputLoss, output_losses, with_variances
 from qcompile.ir import Array, Graph
-from qcompile.pm.base import ON_FLOAT, Batches, Levels, Pass, PassContext, PassResult, Report
+from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import ACTIVATION_TRACE, WEIGHT_TRACE, Trace
+from qcompile.pm.work import digest
 
 GAUSS_NEWTON, HVP = "gauss-newton", "hvp"
 _LEAST_PROBES = 3
@@ -33,9 +37,9 @@ class EstimateHessianTrace(Pass):
     pass per probe, unbiased and never negative.  HAWQ-V2 (section 3) and PyHessian use products with the
     Hessian of the cross-entropy instead, which `method=hvp` offers.
 
-    A probe is one pass over the samples.  Estimation stops when the standard error over probes is below
-    `tolerance` times the mean for every layer and input (the change of the running mean, which other
-    implementations test, shrinks like 1/k whatever the error), or after `probes`.
+    A probe is one pass over the samples; finished ones are kept.  Estimation stops when the standard error over
+    probes is below `tolerance` times the mean for every layer and input (the change of the running mean, which
+    other implementations test, shrinks like 1/k whatever the error), or after `probes`.
 
     Attributes:
         method: "gauss-newton" or "hvp".
@@ -68,14 +72,23 @@ class EstimateHessianTrace(Pass):
         batches = list(first_samples(graph, ctx.calibration, self.samples, self.batch, labelled))
         losses = self._losses(graph, runner, batches)
         weights = {layer: graph.const(graph.by_name[layer], "w") for layer in structure.layers}
-        seed = int(ctx.rng(self.name).integers(2**31))
-        probe = HessianProbe(runner, weights, tuple(view.read_as.values()), losses, seed)
+        probe = HessianProbe(runner, weights, tuple(view.read_as.values()), losses, seed=0)
         blocks = _Blocks(structure, view.read_as)
-        count = sum(len(next(iter(b.inputs.values()))) for b in batches)
+        count = sum(map(len, batches))
+        depends = [self.name, self.method, labelled, graph.content_hash, ctx.seed, [b.digest for b in batches]]
         for done in range(self.probes):
-            ctx.progress(self.name, done, self.probes)
-            for batch in batches:
-                blocks.add(self._draw(probe, batch))
+            key = digest(*depends, done)
+            held = None if ctx.work is None else ctx.work.get(key)
+            if held is not None:
+                blocks.restore(held)
+            else:
+                ctx.progress(self.name, done, self.probes)
+                # Each probe draws from a seed of its own, so that a resumed run draws what an unbroken one does.
+                probe.restart(batch_seed(ctx, self.name, done))
+                for batch in batches:
+                    blocks.add(self._draw(probe, batch))
+                if ctx.work is not None:
+                    ctx.work.put(key, blocks.sums())
             blocks.end_of_probe(count)
             if done + 1 >= _LEAST_PROBES and blocks.worst() < self.tolerance:
                 break
@@ -116,37 +129,6 @@ class EstimateHessianTrace(Pass):
         return probe.hessian(batch.inputs, batch.labels)
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledBatch:
-    """Input arrays by name, and the labels where they are used."""
-
-    inputs: dict[str, Array]
-    labels: Array | None
-
-
-def first_samples(graph: Graph, stream: Batches, samples: int, size: int, labelled: bool) -> Iterator[LabelledBatch]:
-    """The first `samples` of a stream in batches of at most `size`.
-
-    Raises:
-        DataError: there are no samples, or a batch without labels where they are used.
-    """
-    left = samples
-    for batch in stream():
-        inputs = check_inputs(graph, batch, samples - left)
-        if labelled and "labels" not in batch:
-            raise DataError("the calibration data has no array 'labels'")
-        n = min(left, len(next(iter(inputs.values()))))
-        for start in range(0, n, size):
-            part = slice(start, min(start + size, n))
-            labels = batch["labels"][part] if labelled else None
-            yield LabelledBatch({name: array[part] for name, array in inputs.items()}, labels)
-        left -= n
-        if not left:
-            return
-    if left == samples:
-        raise DataError("the calibration data holds no samples")
-
-
 @dataclass
 class _Blocks:
     """Per-probe estimates by layer and by grid group."""
@@ -169,6 +151,18 @@ class _Blocks:
             self.weight_sum[layer] += value
         for name, value in sums.values.items():
             self.group_sum[self.group_of[name]] += value
+
+    def sums(self) -> dict[str, Array]:
+        """What the probe under way has found so far."""
+        return {
+            "weights": np.array(list(self.weight_sum.values())),
+            "groups": np.array(list(self.group_sum.values())),
+        }
+
+    def restore(self, sums: Mapping[str, Array]) -> None:
+        """Take up what `sums` gave."""
+        self.weight_sum = dict(zip(self.weight_sum, sums["weights"].tolist(), strict=True))
+        self.group_sum = dict(zip(self.group_sum, sums["groups"].tolist(), strict=True))
 
     def end_of_probe(self, samples: int) -> None:
         for total, kept in ((self.weight_sum, self.weights), (self.group_sum, self.groups)):

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from passes.analysis.calibrate_ranges import check_inputs
+from passes.analysis.candidate_weights import CandidateWeights
 from passes.analysis.layer_inputs import separate_layer_inputs
+from passes.analysis.subjects import rounding_grids
 from passes.structure import Structure
 from qcompile.errors import DataError
-from qcompile.exec.tensors import Tensor, fake_quantize, inference, to_numpy, to_tensor
+from qcompile.exec.tensors import Tensor, fake_quantize, inference, to_numpy
 from qcompile.exec.torch_exec import TorchGraph
 from qcompile.exec.torch_loss import OutputLoss, output_losses, total_loss, with_variances
-from qcompile.ir import GRID_KEEPING, Array, Graph, Grid
+from qcompile.ir import Array, Graph, Grid
 from qcompile.pm.facts import BitChoice, Range
-from qcompile.semantics.grids import activation_grid, quantize_weights, weight_scales
-
-STORED_BITS = 8
-"""Width of stored values that not only layers read, as in `integerize`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,8 @@ class Simulator:
 
     A grid group is rounded at the bits of the layers that read it; at 8 bits where others read it too (its
     layers then read a copy at their bits) or no layer does; groups that only show outputs are not rounded.
-    Weights are rounded, biases are not.  The float outputs are computed once.
+    Weights and biases are those in the note of candidates where there is one, else weights are rounded to nearest.
+    Biases are not brought to integers.  The float outputs are computed once.
 
     Args:
         graph: canonical float graph.
@@ -62,7 +61,7 @@ class Simulator:
         with inference():
             self.float_outputs: list[dict[str, Tensor]] = [dict(self.runner.run(x)) for x in self.batches]
         self.losses: dict[str, OutputLoss] = with_variances(output_losses(graph), self.float_outputs)
-        self.weights: dict[tuple[str, int], Tensor] = {}
+        self.weights = CandidateWeights(graph)
 
     def loss(self, bits: Mapping[str, BitChoice]) -> float:
         """The mean loss of a plan (by layer); layers of one group must have the same activation bits."""
@@ -92,52 +91,14 @@ class Simulator:
         def quantize(value: str, x: Tensor) -> Tensor:
             return fake_quantize(x, grids[value]) if value in grids else x
 
-        weights = {layer: self._weights(layer, bits[layer].w) for layer in self.structure.layers}
+        chosen = {layer: self.weights(layer, bits[layer].w) for layer in self.structure.layers}
+        weights = {layer: consts["w"] for layer, consts in chosen.items()}
+        biases = {layer: consts["b"] for layer, consts in chosen.items() if "b" in consts}
         for batch in self.batches:
             with inference():
-                outputs = dict(self.runner.run(batch, quantize=quantize, weights=weights))
+                outputs = dict(self.runner.run(batch, quantize=quantize, weights=weights, biases=biases))
             yield outputs
 
     def grids(self, bits: Mapping[str, BitChoice]) -> dict[str, Grid]:
         """The grid on which each value (or layers' copy of it) is rounded under a plan."""
         return rounding_grids(self.structure, self.copies, self.ranges, bits)
-
-    def _weights(self, layer: str, bits: int) -> Tensor:
-        if (layer, bits) not in self.weights:
-            w = self.graph.const(self.graph.by_name[layer], "w")
-            scales = weight_scales(w, bits)
-            rounded = quantize_weights(w, bits, scales).astype(np.float64) * scales.reshape(-1, *[1] * (w.ndim - 1))
-            self.weights[layer, bits] = to_tensor(rounded.astype(np.float32))
-        return self.weights[layer, bits]
-
-
-def rounding_grids(
-    structure: Structure, copies: Mapping[str, str], ranges: Mapping[str, Range], bits: Mapping[str, BitChoice]
-) -> dict[str, Grid]:
-    """The grid on which each value is rounded under a plan (by layer).
-
-    Args:
-        structure: of the graph.
-        copies: name of a copy that only layers read → the value it is of.
-        ranges: by grid group.
-    """
-    found: dict[str, Grid] = {}
-    tied = structure.tied()
-    for group, members in structure.members.items():
-        if group in structure.wide:
-            continue
-        own = bits[tied[group][0]].a if group in tied else STORED_BITS
-        stored = STORED_BITS if group in structure.shared else own
-        clip = ranges[group].clip
-        found.update({v: activation_grid(*clip[stored], stored) for v in members if not _keeps_grid(structure, v)})
-        if stored != own:
-            found.update({c: activation_grid(*clip[own], own) for c, value in copies.items() if value in members})
-    return found
-
-
-def _keeps_grid(structure: Structure, value: str) -> bool:
-    """Whether a value is a selection of values that are on its grid already."""
-    region = structure.regions.get(value)
-    if region is None or region.anchor.op not in GRID_KEEPING - {"pad"}:
-        return False
-    return all(structure.group_of[v] == structure.group_of[value] for v in region.anchor.inputs)

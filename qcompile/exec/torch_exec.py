@@ -47,6 +47,7 @@ class TorchGraph:
         quantize: Quantize | None = None,
         keep: Sequence[str] = (),
         weights: Mapping[str, Tensor] | None = None,
+        biases: Mapping[str, Tensor] | None = None,
         with_tail: bool = False,
     ) -> dict[str, Tensor]:
         """Evaluate the graph.
@@ -56,6 +57,7 @@ class TorchGraph:
             quantize: applied to every value, inputs of the graph too, before it is read or returned.
             keep: names of further values to return.
             weights: replacements of `self.weights` by node name.
+            biases: the same of biases, also for layers that have none.
             with_tail: run the host's output function too; the outputs are then those of the tail.
 
         Returns:
@@ -71,6 +73,8 @@ class TorchGraph:
             consts: Consts = self._consts[node.name]
             if weights is not None and node.name in weights:
                 consts = {**consts, "w": weights[node.name]}
+            if biases is not None and node.name in biases:
+                consts = {**consts, "b": biases[node.name]}
             result = evaluate(node, [values[v] for v in node.inputs], consts)
             values[node.name] = quantize(node.name, result) if quantize else result
             for value in self.last_uses.get(node.name, ()):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qcompile.exec.tensors import to_tensor
 from qcompile.exec.torch_exec import TorchGraph
-from qcompile.exec.torch_loss import CLASSES, PROBABILITIES, OutputLoss
+from qcompile.exec.torch_loss import CLASSES, PROBABILITIES, OutputLoss, random_signs, total_loss
 from qcompile.ir import Array
 
 
@@ -51,6 +51,10 @@ class HessianProbe:
         self.weights = {name: to_tensor(w).requires_grad_() for name, w in weights.items()}
         self.values = frozenset(values)
         self.generator = torch.Generator().manual_seed(seed)
+
+    def restart(self, seed: int) -> None:
+        """Draw anew from a seed."""
+        self.generator.manual_seed(seed)
 
     def gauss_newton(self, x: Mapping[str, Array]) -> BlockSums:
         """One backward pass: ‖Jᵀv‖² with v of covariance ∂²loss/∂outputs², so E‖Jᵀv‖² = Tr(Jᵀ ∂²loss J).
@@ -102,9 +106,57 @@ class HessianProbe:
         return dict(self.runner.run(x, quantize=tap, weights=self.weights)), taps
 
     def _signs(self, like: Tensor) -> Tensor:
-        drawn = torch.randint(0, 2, like.shape, generator=self.generator, dtype=torch.int8)
-        return drawn.to(like.dtype) * 2 - 1
+        return random_signs(like, self.generator)
 
     def _sums(self, taps: Mapping[str, Tensor], sums: Sequence[float]) -> BlockSums:
         split = len(self.weights)
         return BlockSums(dict(zip(self.weights, sums[:split], strict=True)), dict(zip(taps, sums[split:], strict=True)))
+
+
+class LayerHessian:
+    """The Hessian of the mean label-free loss in one layer's weights, as a linear map.
+
+    Args:
+        runner: the float graph.
+        layer: name of a conv2d or linear node.
+        losses: by output name.
+        batches: samples, arrays by input name.
+    """
+
+    def __init__(
+        self,
+        runner: TorchGraph,
+        layer: str,
+        losses: Mapping[str, OutputLoss],
+        batches: Sequence[Mapping[str, Array]],
+    ) -> None:
+        self.runner, self.layer, self.losses, self.batches = runner, layer, losses, batches
+        self.count = sum(len(next(iter(batch.values()))) for batch in batches)
+
+    def times(self, v: Tensor) -> Tensor:
+        """H v, for v of the weights' shape; one double backward per batch."""
+        found = torch.zeros_like(v)
+        for batch in self.batches:
+            w = self.runner.weights[self.layer].detach().clone().requires_grad_()
+            z = self.runner.run(batch, weights={self.layer: w})
+            loss = total_loss(self.losses, z, {name: output.detach() for name, output in z.items()}).sum()
+            (gradient,) = torch.autograd.grad(loss, w, create_graph=True)
+            (product,) = torch.autograd.grad(gradient, w, v)
+            found += product
+        return found / self.count
+
+    def top_eigenvalue(self, start: Array, iterations: int, tolerance: float) -> dict[str, Array]:
+        """`value`, `iterations` and the relative `change` of the last one, by power iteration from `start`."""
+        v = to_tensor(start)
+        v = v / v.norm()
+        value, change, done = 0.0, float("inf"), 0
+        while done < iterations and change >= tolerance:
+            done += 1
+            product = self.times(v)
+            before, value = value, float((v * product).sum(dtype=torch.float64))
+            change = abs(value - before) / (abs(value) + 1e-6)
+            length = float(product.norm())
+            if length == 0:
+                break
+            v = product / length
+        return {"value": np.array(value), "iterations": np.array(done), "change": np.array(change)}

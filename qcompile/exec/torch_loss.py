@@ -69,6 +69,12 @@ class OutputLoss:
         return same.double().reshape(len(same), -1).mean(dim=1)
 
 
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent ±1 of a tensor's shape and dtype."""
+    drawn = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return drawn.to(like.dtype) * 2 - 1
+
+
 def output_losses(graph: Graph) -> dict[str, OutputLoss]:
     """The loss of each output by name: a vector per sample holds class scores unless it has an input's shape.
 

@@ -21,44 +21,97 @@ class Moments:
     A column holds the K numbers one output element is a weighted sum of; layers in groups have columns of their
     own for each group.  Memory does not depend on the number of samples.
 
+    Samples are dealt in turn to `folds` parts, so that what is fitted to one part can be judged by another.
+
     Attributes:
-        count: columns seen, per group.
-        x, d: sums, float64 (G, K).
-        xx: Σ x xᵀ, float64 (G, K, K).
-        dx: Σ d xᵀ, float64 (G, K, K).
+        counts: columns seen, per group and fold.
+        fold_x, fold_d: sums, float64 (folds, G, K).
+        fold_xx: Σ x xᵀ, float64 (folds, G, K, K).
+        fold_dx: Σ d xᵀ, float64 (folds, G, K, K).
 
     Args:
         node: conv2d or linear.
         w_shape: of its weights.
         positions: most output positions looked at per sample and convolution, drawn anew for each batch.
         rng: draws them.
-        second: whether second moments are wanted; they stay 0 otherwise.
+        second: whether second moments are wanted; there are none otherwise.
+        folds: number of parts.
     """
 
     def __init__(
-        self, node: Node, w_shape: tuple[int, ...], positions: int, rng: np.random.Generator, second: bool = True
+        self,
+        node: Node,
+        w_shape: tuple[int, ...],
+        positions: int,
+        rng: np.random.Generator,
+        second: bool = True,
+        folds: int = 1,
     ) -> None:
-        self.second = second
+        self.second, self.folds = second, folds
         self.node, self.w_shape, self.positions, self.rng = node, w_shape, positions, rng
         self.groups = node.attrs.int("groups") if node.op == "conv2d" else 1
         size = int(np.prod(w_shape[1:]))
-        self.count = 0
-        self.x: Float = np.zeros((self.groups, size))
-        self.d: Float = np.zeros((self.groups, size))
-        self.xx: Float = np.zeros((self.groups, size, size))
-        self.dx: Float = np.zeros((self.groups, size, size))
+        self.samples = 0
+        self.counts = [0] * folds
+        self.fold_x: Float = np.zeros((folds, self.groups, size))
+        self.fold_d: Float = np.zeros((folds, self.groups, size))
+        square = (folds, self.groups, size, size) if second else (folds, self.groups, 0, 0)
+        self.fold_xx: Float = np.zeros(square)
+        self.fold_dx: Float = np.zeros(square)
 
-    def add(self, real: Tensor, rounded: Tensor) -> None:
-        """Take in a batch of the layer's input in the float network and in the rounded one."""
-        with torch.no_grad():
-            if self.node.op == "linear":
-                self._take(real.reshape(1, -1, real.shape[-1]), rounded.reshape(1, -1, real.shape[-1]))
-                return
+    @property
+    def count(self) -> int:
+        """Columns seen, per group."""
+        return sum(self.counts)
+
+    @property
+    def x(self) -> Float:
+        """Σ x over all folds, (G, K)."""
+        return np.asarray(self.fold_x.sum(axis=0))
+
+    @property
+    def d(self) -> Float:
+        """Σ d over all folds, (G, K)."""
+        return np.asarray(self.fold_d.sum(axis=0))
+
+    @property
+    def xx(self) -> Float:
+        """Σ x xᵀ over all folds, (G, K, K)."""
+        return np.asarray(self.fold_xx.sum(axis=0))
+
+    @property
+    def dx(self) -> Float:
+        """Σ d xᵀ over all folds, (G, K, K)."""
+        return np.asarray(self.fold_dx.sum(axis=0))
+
+    def add(self, real: Tensor, rounded: Tensor | None = None) -> None:
+        """Take in a batch of the layer's input in the float network and in the rounded one.
+
+        Without a rounded one x is that of the float network, and d is 0.
+        """
+        index = inside = None
+        if self.node.op != "linear":
             index, inside = self._windows(real)
+        for fold in range(self.folds):
+            first = (fold - self.samples) % self.folds
+            own = real[first :: self.folds]
+            if len(own):
+                self._add(fold, own, None if rounded is None else rounded[first :: self.folds], index, inside)
+        self.samples += len(real)
+
+    def _add(
+        self, fold: int, real: Tensor, rounded: Tensor | None, index: Tensor | None, inside: Tensor | None
+    ) -> None:
+        with torch.no_grad():
+            if index is None or inside is None:
+                rows = None if rounded is None else rounded.reshape(1, -1, rounded.shape[-1])
+                self._take(fold, real.reshape(1, -1, real.shape[-1]), rows)
+                return
             step = max(1, _CHUNK // (real.shape[1] * index.numel()))
             for start in range(0, len(real), step):
                 part = slice(start, start + step)
-                self._take(self._columns(real[part], index, inside), self._columns(rounded[part], index, inside))
+                columns = None if rounded is None else self._columns(rounded[part], index, inside)
+                self._take(fold, self._columns(real[part], index, inside), columns)
 
     def _windows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The window of each chosen output position: indices into the flattened image, (P, kernel), and 1 where they
@@ -81,12 +134,15 @@ class Moments:
         taken = x.reshape(n, self.groups, channels // self.groups, -1)[..., index] * inside
         return taken.permute(1, 0, 3, 2, 4).reshape(self.groups, n * len(index), -1)
 
-    def _take(self, real: Tensor, rounded: Tensor) -> None:
-        difference = real - rounded
-        self.count += rounded.shape[1]
-        self.x += rounded.sum(dim=1).double().numpy()
-        self.d += difference.sum(dim=1).double().numpy()
-        if not self.second:
+    def _take(self, fold: int, real: Tensor, rounded: Tensor | None) -> None:
+        x = real if rounded is None else rounded
+        self.counts[fold] += x.shape[1]
+        self.fold_x[fold] += x.sum(dim=1).double().numpy()
+        if self.second:
+            self.fold_xx[fold] += (x.mT @ x).double().numpy()
+        if rounded is None:
             return
-        self.xx += (rounded.mT @ rounded).double().numpy()
-        self.dx += (difference.mT @ rounded).double().numpy()
+        difference = real - rounded
+        self.fold_d[fold] += difference.sum(dim=1).double().numpy()
+        if self.second:
+            self.fold_dx[fold] += (difference.mT @ rounded).double().numpy()

@@ -16,6 +16,7 @@ from qcompile.ir import FLOAT, INT, Array, Aspect, Graph, NoteKey
 from qcompile.target.model import Target
 
 if TYPE_CHECKING:
+    from qcompile.pm.work import WorkCache
     from qcompile.target.backend import Backend
     from qcompile.target.cost import CostCache
     from qcompile.target.program import Program
@@ -93,6 +94,7 @@ class PassContext:
         holdout: a part of the calibration data that is never used to fit, only to choose among plans.
         labels: whether the batches hold `labels`.
         costs: the cache of measured kernel costs, or None.
+        work: finished pieces of long analyses, or None where nothing is kept between runs.
         program: the lowered program, once a pass has made one.
         data: further inputs by name (budgets, pins), see `qcompile.pipelines`.
         progress: called as progress(task, done, total).
@@ -104,6 +106,7 @@ class PassContext:
     holdout: Batches | None = None
     labels: bool = False
     costs: CostCache | None = None
+    work: WorkCache | None = None
     program: Program | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0

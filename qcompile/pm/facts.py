@@ -7,7 +7,7 @@ Subjects: `layer` is the name of a conv2d or linear node, `value` the name of a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,10 +65,69 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What each width of one subject alone adds to the loss, all others in floats: what every estimator yields.
+
+    Attributes:
+        loss: bits → increase.
+        standard_error: bits → of the increase, over samples or probes; empty where it is not known.
+        method: the pass that found it.
+    """
+
+    loss: Mapping[int, float]
+    standard_error: Mapping[int, float]
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
 class LossTable:
-    """Predicted increase of the loss for each (w, a) choice of a layer."""
+    """Predicted increase of the loss for each (w, a) choice of a layer: what adds up over layers.
+
+    Attributes:
+        loss: of each choice; the share of a grid group's activations is split evenly among its layers.
+        standard_error: of each choice where the estimator knows it, else empty.
+    """
 
     loss: Mapping[Bits, float]
+    standard_error: Mapping[Bits, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interactions:
+    """Second-order inter-layer terms: matrix[i, j] is added to the predicted loss if the choices of rows i and j are
+    both made (once for each unordered pair i ≠ j).
+
+    Attributes:
+        subjects: of each row: "w:<layer>" or "a:<grid group>".
+        bits: of each row.
+        matrix: float64 (n, n), symmetric, zero within one subject.
+        method: how the terms were found.
+    """
+
+    subjects: tuple[str, ...]
+    bits: tuple[int, ...]
+    matrix: NDArray[np.float64]
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """How well predicted losses agree with measured ones over random plans.
+
+    Attributes:
+        plans, samples: how many plans were measured, on how many samples that no analysis has seen.
+        additive_spearman, additive_r2: rank and squared linear correlation of the sum of the layers' losses.
+        augmented_spearman, augmented_r2: the same with the terms between layers; None where there are none.
+        spearman_error: about the standard error of the rank correlation, (1 − ρ²)/√(plans − 1).
+    """
+
+    plans: int
+    samples: int
+    additive_spearman: float
+    additive_r2: float
+    augmented_spearman: float | None
+    augmented_r2: float | None
+    spearman_error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +182,28 @@ class Rounded:
         return np.asarray(self.q.astype(np.float64) * self.scale.reshape(-1, *[1] * (self.q.ndim - 1)))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """About the integers a layer will get at each width it may be given: bits → weights and bias."""
+
+    by_bits: Mapping[int, Rounded]
+
+
+@dataclass(frozen=True, slots=True)
+class Eigenvalue:
+    """The largest eigenvalue of the loss's Hessian in one layer's weights, by power iteration (HAWQ, a diagnostic).
+
+    Attributes:
+        value: of the mean loss.
+        iterations: products taken.
+        change: relative change of the last one; the iteration stops below its tolerance.
+    """
+
+    value: float
+    iterations: int
+    change: float
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """Smallest and largest integer a value can take, proved."""
@@ -139,8 +220,18 @@ WEIGHT_TRACE = NoteKey("weight-trace", Trace, _ALL)
 """by layer"""
 ACTIVATION_TRACE = NoteKey("activation-trace", Trace, _ALL)
 """by grid: the trace with respect to what the layers of the group read"""
+TOP_EIGENVALUE = NoteKey("top-eigenvalue", Eigenvalue, _ALL)
+"""by layer"""
+CANDIDATES = NoteKey("candidates", Candidates, _ALL)
+"""by layer; empty where weights will be rounded to nearest"""
+SENSITIVITY = NoteKey("sensitivity", Sensitivity, _ALL)
+"""by "w:<layer>" (its weights) and "a:<grid>" (what the layers of a grid group read)"""
 LOSS = NoteKey("loss", LossTable, _ALL)
 """by layer"""
+INTERACTIONS = NoteKey("interactions", Interactions, _ALL)
+"""by "" (the whole graph)"""
+VALIDITY = NoteKey("validity", Validity, _ALL)
+"""by "" (the whole graph)"""
 GROUPS = NoteKey("groups", GridGroup, Aspect.STRUCTURE)
 """by layer"""
 COSTS = NoteKey("costs", CostTable, Aspect.STRUCTURE)

@@ -7,6 +7,7 @@ the entry point's name is the kebab-case name.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import platform
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.errors import InstallError, TargetError, UsageError
 from qcompile.pm.base import Pass
-from qcompile.target.model import Target
+from qcompile.target.model import Target, host_architecture
 
 if TYPE_CHECKING:
-    from qcompile.target.backend import Backend
+    from qcompile.ir import Graph
+    from qcompile.target.backend import Backend, Executable
 
 API = 1
 """The marker our packages `passes` and `targets` carry."""
@@ -80,14 +82,27 @@ def find_backend(target: Target) -> Backend:
     return backend
 
 
+def load_executable(target: Target, directory: Path, graph: Graph) -> Executable:
+    """A built library, ready to run on this machine; without the code generator where the target allows it.
+
+    Raises:
+        InstallError: what runs it cannot be imported.
+    """
+    if target.runtime and target.architecture == host_architecture():
+        loaded: Executable = _import(target.runtime, f"the runtime of target {target.name!r}")(directory, graph)
+        return loaded
+    return find_backend(target).load(directory, graph)
+
+
 def host_target() -> Target:
     """The fastest target (by peak rate) whose instruction sets this processor offers.
 
     Raises:
         TargetError: there is none; the message names what is missing for each.
     """
-    features = host_features()
-    native = [target for target in map(find_target, target_names()) if target.features]
+    features = processor_features()
+    here = ("", host_architecture())
+    native = [t for t in map(find_target, target_names()) if t.features and t.architecture in here]
     able = [target for target in native if features.issuperset(target.features)]
     if not able:
         lacks = [f"{t.name} needs {', '.join(sorted(set(t.features) - features))}" for t in native]
@@ -99,6 +114,11 @@ def host_target() -> Target:
 
 
 def host_features() -> frozenset[str]:
+    """What code may need that this machine offers: its processor's instruction sets, and `cuda` with a GPU."""
+    return processor_features() | gpu_features()
+
+
+def processor_features() -> frozenset[str]:
     """Instruction sets of this processor as its operating system names them.
 
     QCOMPILE_CPU_FEATURES (names separated by spaces or commas) stands in for the real ones.
@@ -107,6 +127,17 @@ def host_features() -> frozenset[str]:
     if chosen is not None:
         return frozenset(chosen.replace(",", " ").split())
     return _read_features()
+
+
+@cache
+def gpu_features() -> frozenset[str]:
+    """`cuda` where there is an NVIDIA driver with at least one device."""
+    try:
+        driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    except OSError:
+        return frozenset()
+    there = not driver.cuInit(0) and not driver.cuDeviceGetCount(ctypes.byref(count)) and count.value
+    return frozenset({"cuda"} if there else ())
 
 
 @cache

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from passes.analysis.candidate_weights import nearest
 from passes.analysis.estimate_hessian_trace import EstimateHessianTrace, mean_and_error
-from passes.analysis.measure_weight_error import MeasureWeightError, squared_error
-from passes.analysis.predict_loss import PredictLoss, activation_loss, weight_loss
+from passes.analysis.estimate_trace_loss import EstimateTraceLoss
+from passes.analysis.measure_weight_error import MeasureWeightError
+from passes.analysis.predict_loss import PredictLoss, monotone
 from qcompile.errors import DataError, UsageError
 from qcompile.exec.torch_loss import OutputLoss
 from qcompile.ir import Array, Graph, GraphBuilder, TensorType
@@ -208,7 +210,7 @@ def test_weight_error_is_that_of_the_shipped_rounding() -> None:
         )
         assert noted.squared[4] == pytest.approx(own, rel=1e-6)
         assert noted.squared[2] > noted.squared[4] > noted.squared[8] > 0
-    assert squared_error(np.zeros((2, 3), np.float32), 4) == 0
+    assert not nearest(np.zeros((2, 3), np.float32), 4).any()
 
 
 def trace_of(mean: float, numel: int) -> Trace:
@@ -229,7 +231,8 @@ def test_predicted_loss_is_the_second_order_term_once_per_group() -> None:
     notes = notes.with_table(WEIGHT_ERROR, {n: WeightError({4: 2.0, 8: 0.5}, 30) for n in ("left", "right")})
     notes = notes.with_table(WEIGHT_TRACE, {"left": trace_of(3.0, 30), "right": trace_of(0.0, 30)})
     notes = notes.with_table(ACTIVATION_TRACE, {"x": trace_of(10.0, WIDTH)})
-    table = PredictLoss().run(b.build().with_notes(notes), PassContext(target)).graph.notes[LOSS]
+    graph = EstimateTraceLoss().run(b.build().with_notes(notes), PassContext(target)).graph
+    table = PredictLoss().run(graph, PassContext(target)).graph.notes[LOSS]
     assert set(table["left"].loss) == {(4, 4), (4, 8), (8, 4), (8, 8)}
     assert table["left"].loss[4, 8] == pytest.approx(0.5 * 3 * 2 + 0.5 * 10 * WIDTH * 0.01 / 2)
     both = table["left"].loss[8, 4] + table["right"].loss[8, 4]
@@ -237,11 +240,4 @@ def test_predicted_loss_is_the_second_order_term_once_per_group() -> None:
 
 
 def test_predicted_loss_never_falls_toward_fewer_bits() -> None:
-    assert weight_loss(trace_of(2.0, 1), WeightError({2: 1.0, 3: 3.0, 4: 2.0}, 1), (2, 3, 4)) == {
-        2: 3,
-        3: 3,
-        4: 2,
-    }
-    range_ = Range(0, 1, {}, {4: 0.1, 5: 0.3, 6: 0.2}, 1)
-    found = activation_loss(trace_of(2.0, 10), range_, (4, 5, 6))
-    assert found[4] == found[5] == pytest.approx(3.0)
+    assert monotone({2: 1.0, 3: 3.0, 4: 2.0, 8: -1.0}) == {2: 3, 3: 3, 4: 2, 8: 0}

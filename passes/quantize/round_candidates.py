@@ -1,0 +1,206 @@
+"""round-candidates: about what every layer's weights will be at every width, for the analyses to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from passes.analysis.samples import first_samples
+from passes.quantize.correct_bias import corrected_bias
+from passes.quantize.gptq import Float, best_scale, damped, descend, gptq, quadratic_error
+from passes.structure import Structure
+from qcompile.errors import PassContractError, UsageError
+from qcompile.exec.tensors import Tensor, inference
+from qcompile.exec.torch_exec import TorchGraph
+from qcompile.exec.torch_moments import Moments
+from qcompile.ir import Array, Graph
+from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
+from qcompile.pm.facts import CANDIDATES, Candidates, Rounded
+from qcompile.pm.work import digest
+from qcompile.semantics.grids import quantize_weights, weight_scales
+
+METHODS = ("gptq", "nearest")
+
+_SHRINK = np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+"""Candidate scales as shares of the one that clips nothing; `round-weights` looks at a finer row."""
+
+_EXACT_FROM = 8
+"""Weight bits from which `round-weights` rounds to nearest."""
+
+
+@dataclass(frozen=True)
+class RoundCandidates(Pass):
+    """Round every layer at every width of the target, from what it reads in the float network.
+
+    `round-weights` rounds the chosen plan, each layer on what the rounded layers before it give; which plan that will
+    be is not known here, so float inputs stand in for it.  The second moments of a layer's columns are found once and
+    factorised once for all widths.  Layers whose moments fit into `megabytes` are looked at in one run over the
+    samples, so memory depends neither on their number nor on that of the samples.
+
+    Attributes:
+        method: "gptq", or "nearest" for an empty note: the analyses then round to nearest.
+        samples: calibration samples, the first ones.
+        positions: most output positions of a convolution looked at per sample.
+        sweeps: of coordinate descent behind GPTQ.
+        megabytes: of moments held at a time.
+        batch: samples run at a time.
+    """
+
+    name: ClassVar[str] = "round-candidates"
+    levels: ClassVar[Levels] = ON_FLOAT
+    provides = (CANDIDATES,)
+    needs = ("calibration",)
+
+    method: str = "gptq"
+    samples: int = 512
+    positions: int = 24
+    sweeps: int = 2
+    megabytes: int = 512
+    batch: int = 32
+
+    def run(self, graph: Graph, ctx: PassContext) -> PassResult:
+        """Raises UsageError for an unknown method, DataError where there are no samples."""
+        if self.method not in METHODS:
+            raise UsageError(f"unknown rounding {self.method!r}", hint=f"one of {', '.join(METHODS)}")
+        if ctx.calibration is None:
+            raise PassContractError("round-candidates needs calibration samples")
+        table: dict[str, Candidates] = {}
+        facts: dict[str, object] = {"method": self.method, "widths": list(ctx.target.weight_bits)}
+        if self.method == "gptq":
+            table, facts["kept"] = self._all(graph, ctx)
+        return PassResult(graph.with_notes(graph.notes.with_table(CANDIDATES, table)), Report(facts=facts))
+
+    def _all(self, graph: Graph, ctx: PassContext) -> tuple[dict[str, Candidates], int]:
+        structure = Structure(graph)
+        keys = self._keys(graph, ctx, structure.layers)
+        found = {}
+        for layer, key in keys.items():
+            piece = None if ctx.work is None else ctx.work.get(key)
+            if piece is not None:
+                found[layer] = _unpacked(piece)
+        kept, total = len(found), len(structure.layers)
+        missing = [layer for layer in structure.layers if layer not in found]
+        for part in self._parts(graph, missing):
+            moments = self._moments(graph, ctx, structure, part)
+            for layer in part:
+                ctx.progress(self.name, len(found), total)
+                found[layer] = rounded_at_all(graph, moments.pop(layer), ctx.target.weight_bits, self.sweeps)
+                if ctx.work is not None:
+                    ctx.work.put(keys[layer], _packed(found[layer]))
+        return {layer: found[layer] for layer in structure.layers}, kept
+
+    def _keys(self, graph: Graph, ctx: PassContext, layers: Sequence[str]) -> dict[str, str]:
+        """Layer → the hash of all its candidates depend on."""
+        if ctx.work is None or ctx.calibration is None:
+            return dict.fromkeys(layers, "")
+        data = [batch.digest for batch in first_samples(graph, ctx.calibration, self.samples, self.batch)]
+        return {k: digest(self.spec(), graph.content_hash, data, ctx.seed, ctx.target.weight_bits, k) for k in layers}
+
+    def _parts(self, graph: Graph, layers: Sequence[str]) -> Iterator[list[str]]:
+        """Runs of layers whose moments fit into memory together; each holds at least one layer."""
+        part: list[str] = []
+        held = 0
+        for layer in layers:
+            shape = graph.const(graph.by_name[layer], "w").shape
+            node = graph.by_name[layer]
+            groups = node.attrs.int("groups") if node.op == "conv2d" else 1
+            size = 2 * 8 * groups * int(np.prod(shape[1:])) ** 2
+            if part and held + size > self.megabytes << 20:
+                yield part
+                part, held = [], 0
+            part.append(layer)
+            held += size
+        if part:
+            yield part
+
+    def _moments(
+        self, graph: Graph, ctx: PassContext, structure: Structure, layers: Sequence[str]
+    ) -> dict[str, Moments]:
+        found = {}
+        readers: dict[str, list[str]] = {}
+        for layer in layers:
+            node = graph.by_name[layer]
+            shape = graph.const(node, "w").shape
+            found[layer] = Moments(node, shape, self.positions, ctx.rng(f"{self.name}:{layer}"))
+            readers.setdefault(structure.reads[layer], []).append(layer)
+
+        def look(value: str, x: Tensor) -> Tensor:
+            for layer in readers.get(value, ()):
+                found[layer].add(x)
+            return x
+
+        runner = TorchGraph(graph)
+        if ctx.calibration is None:
+            raise PassContractError("round-candidates needs calibration samples")
+        for batch in first_samples(graph, ctx.calibration, self.samples, self.batch):
+            with inference():
+                runner.run(batch.inputs, quantize=look)
+        return found
+
+
+def rounded_at_all(graph: Graph, moments: Moments, widths: Sequence[int], sweeps: int) -> Candidates:
+    """A layer's weights and bias at every width."""
+    node = moments.node
+    weights = graph.const(node, "w")
+    bias = graph.const_or(node, "b")
+    b = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
+    w = weights.reshape(moments.groups, len(weights) // moments.groups, -1).astype(np.float64)
+    low = [bits for bits in widths if bits < _EXACT_FROM]
+    integers = round_at_widths(w, damped(moments.xx / moments.count), low, sweeps) if low else {}
+    x = moments.x / moments.count
+    found = {}
+    for bits in widths:
+        if bits in integers:
+            q, scale = integers[bits]
+        else:
+            scale = weight_scales(weights, bits)
+            q = quantize_weights(weights, bits, scale).astype(np.float64)
+        rounded = Rounded(bits, q.reshape(weights.shape).astype(np.int8), scale.reshape(-1), b)
+        b_new = corrected_bias(b, w, rounded.real().reshape(w.shape), x, np.zeros_like(x))
+        found[bits] = Rounded(bits, rounded.q, rounded.scale, b_new)
+    return Candidates(found)
+
+
+def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> dict[int, tuple[Float, Float]]:
+    """Integers (G, R, K) and scales (G, R) at each width: GPTQ for all widths and candidate scales in one run.
+
+    Args:
+        w: (G, R, K).
+        h: positive definite (G, K, K); factorised once.
+    """
+    groups, rows, columns = w.shape
+    shape = (groups, len(widths), len(_SHRINK), rows)
+    tops = np.array([(1 << (bits - 1)) - 1 for bits in widths], np.float64)
+    largest = np.abs(w).max(axis=2)
+    base = np.where(largest > 0, largest, 1.0)[:, None, None, :] / tops[:, None, None]
+    scales = np.broadcast_to(base * _SHRINK[:, None], shape)
+    top = np.broadcast_to(tops[:, None, None], shape)
+    stacked = np.broadcast_to(w[:, None, None], (*shape, columns)).reshape(groups, -1, columns)
+    q = gptq(stacked, h, scales.reshape(groups, -1), top.reshape(groups, -1))
+    error = quadratic_error(q, scales.reshape(groups, -1), stacked, h).reshape(shape)
+    best = error.argmin(axis=2)[:, :, None]
+    q = np.take_along_axis(q.reshape(*shape, columns), best[..., None], 2).reshape(groups, -1, columns)
+    scale = np.take_along_axis(scales, best, 2).reshape(groups, -1)
+    limit = np.repeat(tops, rows)[None]
+    stacked = np.broadcast_to(w[:, None], (groups, len(widths), rows, columns)).reshape(groups, -1, columns)
+    if sweeps:
+        q = descend(q, scale, stacked, h, limit, sweeps)
+        scale = best_scale(q, scale, stacked, h)
+    parts = [slice(i * rows, (i + 1) * rows) for i in range(len(widths))]
+    return {bits: (q[:, part], scale[:, part]) for bits, part in zip(widths, parts, strict=True)}
+
+
+def _packed(candidates: Candidates) -> dict[str, Array]:
+    return {
+        f"{bits}.{part}": array
+        for bits, rounded in candidates.by_bits.items()
+        for part, array in (("q", rounded.q), ("scale", rounded.scale), ("b", rounded.b))
+    }
+
+
+def _unpacked(piece: Mapping[str, Array]) -> Candidates:
+    widths = [int(name.split(".")[0]) for name in piece if name.endswith(".q")]
+    return Candidates({b: Rounded(b, piece[f"{b}.q"], piece[f"{b}.scale"], piece[f"{b}.b"]) for b in widths})
