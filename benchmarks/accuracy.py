@@ -1,7 +1,9 @@
 """Accuracy of integer artifacts beside their float networks: `python -m benchmarks.accuracy --pack DIR`.
 
-Every network of the data pack is compiled for this machine at each uniform precision, first and last layer included,
-with at most 512 unlabelled calibration samples, and the artifact classifies the whole `dev` split.
+Every network of the data pack is compiled at each row's precision, first and last layer included, with at most 512
+unlabelled calibration samples, and the artifact classifies the whole `dev` split.  Rows like `w4a8` are uniform;
+`mixed50` and `mixed40` are plans under a budget of so many percent of the 8-bit weight bytes, activations at 8 bits.
+All differences are paired: they are of the same images.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -29,8 +32,10 @@ NETWORKS = (
     "squeezenet1_1_imagenet",
     "tiny_darknet_imagenet",
 )
-PRECISIONS = ("w8a8", "w6a8", "w4a8", "w4a6")
+ROWS = ("w8a8", "w6a8", "w4a8", "mixed50", "mixed40", "w4a6")
 SAMPLES = 512
+BATCH = 50
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -40,16 +45,19 @@ class Accuracy:
     Attributes:
         n: samples of the split.
         float_top1, top1: share of right answers, of the float network and of the artifact.
+        standard_error: of their difference, paired.
         agreement: share of samples on which both answer the same.
         weight_bytes: packed weights.
         seconds: of the compilation.
     """
 
     network: str
-    precision: str
+    row: str
+    rounding: str
     n: int
     float_top1: float
     top1: float
+    standard_error: float
     agreement: float
     weight_bytes: int
     seconds: float
@@ -65,38 +73,75 @@ def load_pack(folder: Path) -> ModuleType:
     return module
 
 
-def float_top1(model: Path, data: dict[str, np.ndarray]) -> float:
-    """Share of right answers of the float network in onnxruntime."""
+def onnx_answers(model: Path, data: dict[str, np.ndarray]) -> np.ndarray:
+    """The class onnxruntime finds for each sample, int64 (n,)."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     names = [port.name for port in session.get_inputs()]
-    hits = 0
-    for start in range(0, len(data["labels"]), 50):
-        part = {name: array[start : start + 50] for name, array in data.items()}
-        scores = session.run(None, {name: part[name] for name in names})[0].reshape(len(part["labels"]), -1)
-        hits += int((scores.argmax(axis=1) == part["labels"]).sum())
-    return hits / len(data["labels"])
+    found = []
+    for start in range(0, len(data["labels"]), BATCH):
+        part = {name: data[name][start : start + BATCH] for name in names}
+        scores = session.run(None, part)[0]
+        found.append(scores.reshape(len(scores), -1).argmax(axis=1))
+    return np.concatenate(found)
 
 
-def measure(model: Path, calib: dict[str, np.ndarray], dev: dict[str, np.ndarray], precision: str) -> dict[str, Any]:
-    """n, top1, agreement, weight_bytes and the seconds of the compilation."""
+def artifact_answers(artifact: Any, data: dict[str, np.ndarray]) -> np.ndarray:
+    """The class an artifact finds for each sample, int64 (n,)."""
     import qcompile
 
-    begun = time.perf_counter()
-    result = qcompile.compile(model, target="cpu", uniform=precision, calib=calib, measure=False)
-    seconds = time.perf_counter() - begun
-    found = qcompile.evaluate(result.artifact, dev, model)
-    figures = {key: found[key] for key in ("n", "top1", "agreement")}
-    return figures | {"weight_bytes": result.weight_bytes, "seconds": seconds}
+    found = []
+    for start in range(0, len(data["labels"]), BATCH):
+        part = {name: array[start : start + BATCH] for name, array in data.items() if name != "labels"}
+        scores = next(iter(qcompile.run(artifact, part).values()))
+        found.append(scores.reshape(len(scores), -1).argmax(axis=1))
+    return np.concatenate(found)
+
+
+def paired_error(one: np.ndarray, other: np.ndarray) -> float:
+    """Standard error of the difference of two shares of right answers on the same samples.
+
+    Args:
+        one, other: bool (n,), whether each answer is right.  Only samples on which they differ count (as in McNemar's
+            test).
+    """
+    n = len(one)
+    gained, lost = int((~one & other).sum()), int((one & ~other).sum())
+    return math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0)) / n
+
+
+def budget(row: str, full: int) -> int:
+    """Bytes of weights a mixed row allows; `full` is what 8 bits take."""
+    return full * int(row.removeprefix(MIXED)) // 100
+
+
+def compiled(model: Path, calib: dict[str, np.ndarray], row: str, rounding: str, full: int) -> Any:
+    """The result of the compilation of a row."""
+    import qcompile
+
+    limits: dict[str, Any] = {"uniform": row}
+    if row.startswith(MIXED):
+        limits = {"memory": budget(row, full), "act_bits": (8,)}
+    return qcompile.compile(model, target="cpu", calib=calib, measure=False, rounding=rounding, **limits)
+
+
+def weights_of(model: Path) -> int:
+    """Weight bytes at 8 bits: numbers in the weights of all layers."""
+    from qcompile.api import capture
+    from qcompile.ir import WEIGHTED
+
+    graph = capture(model)
+    return sum(graph.const(node, "w").size for node in graph.nodes if node.op in WEIGHTED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--pack", type=Path, required=True, help="folder of the data pack")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="names of pack files, by comma")
-    parser.add_argument("--precisions", default=",".join(PRECISIONS), help="uniform precisions, by comma")
-    parser.add_argument("--json", type=Path, help="write all figures to this file, after each network")
+    parser.add_argument("--rows", default=",".join(ROWS), help="precisions, by comma")
+    parser.add_argument("--rounding", default="gptq", help="methods of round-weights, by comma")
+    parser.add_argument("--json", type=Path, help="write all figures to this file, after each row")
     options = parser.parse_args(arguments)
     load = load_pack(options.pack)
     rows: list[Accuracy] = []
@@ -104,22 +149,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = load.model(network)
         calib = {name: array for name, array in load.arrays(network, "calib", SAMPLES).items() if name != "labels"}
         dev = load.arrays(network, "dev")
-        real = float_top1(model, dev)
-        for precision in options.precisions.split(","):
-            rows.append(Accuracy(network, precision, float_top1=real, **measure(model, calib, dev, precision)))
-            print(f"{network} {precision}: {rows[-1].top1:.2%} of {real:.2%}", file=sys.stderr, flush=True)
-        if options.json is not None:
-            options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    lines = [["network", "precision", "n", "float %", "top-1 %", "agreement %", "weight bytes", "compiled in s"]]
-    lines += [
-        [
-            r.network, r.precision, str(r.n), f"{100 * r.float_top1:.2f}", f"{100 * r.top1:.2f}",
-            f"{100 * r.agreement:.2f}", str(r.weight_bytes), f"{r.seconds:.0f}",
-        ]
-        for r in rows
-    ]  # fmt: skip
-    print(table(lines))
+        real, labels, full = onnx_answers(model, dev), dev["labels"], weights_of(model)
+        for row in options.rows.split(","):
+            for rounding in options.rounding.split(","):
+                begun = time.perf_counter()
+                result = compiled(model, calib, row, rounding, full)
+                seconds = time.perf_counter() - begun
+                found = artifact_answers(result.artifact, dev)
+                rows.append(
+                    Accuracy(
+                        network, row, rounding, len(labels), float((real == labels).mean()),
+                        float((found == labels).mean()), paired_error(real == labels, found == labels),
+                        float((found == real).mean()), result.weight_bytes, seconds,
+                    )
+                )  # fmt: skip
+                print(line(rows[-1]), file=sys.stderr, flush=True)
+                if options.json is not None:
+                    options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+    print(table([HEADER, *(line(row) for row in rows)]))
     return 0
+
+
+HEADER = [
+    "network", "row", "rounding", "n", "float %", "top-1 %", "± paired", "agreement %", "weight bytes", "compiled in s"
+]  # fmt: skip
+
+
+def line(r: Accuracy) -> list[str]:
+    """A row of the table."""
+    return [
+        r.network, r.row, r.rounding, str(r.n), f"{100 * r.float_top1:.2f}", f"{100 * r.top1:.2f}",
+        f"{100 * r.standard_error:.2f}", f"{100 * r.agreement:.2f}", str(r.weight_bytes), f"{r.seconds:.0f}",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

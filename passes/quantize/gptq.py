@@ -15,9 +15,6 @@ Float = NDArray[np.float64]
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean (Frantar et al. 2022)."""
 
-FOLLOW_DAMPING = 0.05
-"""The same for `follow`: what a layer makes up for must not hang on directions the samples hardly show."""
-
 _BLOCK = 64
 """Columns rounded between two updates of all columns behind them."""
 
@@ -29,18 +26,26 @@ def damped(h: Float, share: float = DAMPING) -> Float:
     return np.asarray(h + np.maximum(share * mean, 1e-12)[:, None, None] * np.eye(size))
 
 
-def follow(w: Float, xx: Float, dx: Float) -> Float:
+def shrunk(h: Float, share: float) -> Float:
+    """H with the off-diagonal elements shrunk by `share`, damped; at 1 the columns count as independent."""
+    own = np.eye(h.shape[-1], dtype=bool)
+    return damped(np.where(own, h, (1 - share) * h))
+
+
+def follow(w: Float, xx: Float, dx: Float, damping: float) -> Float:
     """The real weights that give, from rounded inputs x, what `w` gives from float inputs x + d.
 
-    They minimise E|v x − w (x + d)|² + λ|v − w|²: v = w + w E[d xᵀ] (E[x xᵀ] + λ)⁻¹, λ from FOLLOW_DAMPING.
-    Rounding them instead of `w` takes back errors of earlier layers as far as this layer can see them (as the
-    asymmetric calibration of GPTAQ, Li et al. 2025, does column by column).
+    They minimise E|v x − w (x + d)|² + λ|v − w|²: v = w + w E[d xᵀ] (E[x xᵀ] + λ)⁻¹, λ the share `damping` of the
+    mean of diag E[x xᵀ]; an infinite one gives w.  Rounding them instead of `w` takes back errors of earlier layers as
+    far as this layer can see them (as the asymmetric calibration of GPTAQ, Li et al. 2025, does column by column).
 
     Args:
         w: (G, R, K).
         xx, dx: second moments of x, and of d and x, (G, K, K).
     """
-    return np.asarray(w + np.linalg.solve(damped(xx, FOLLOW_DAMPING), (w @ dx).swapaxes(1, 2)).swapaxes(1, 2))
+    if damping == np.inf:
+        return w
+    return np.asarray(w + np.linalg.solve(damped(xx, damping), (w @ dx).swapaxes(1, 2)).swapaxes(1, 2))
 
 
 def quadratic_error(q: Float, scale: Float, w: Float, h: Float) -> Float:
@@ -49,7 +54,7 @@ def quadratic_error(q: Float, scale: Float, w: Float, h: Float) -> Float:
     return np.asarray(((e @ h) * e).sum(axis=-1))
 
 
-def gptq(w: Float, h: Float, scale: Float, top: int) -> Float:
+def gptq(w: Float, h: Float, scale: Float, top: int | Float) -> Float:
     """Round column by column, each time moving the rest to where it compensates best.
 
     Source: Frantar et al. 2022 (OPTQ), with the columns in the order of falling diag H.
@@ -58,7 +63,7 @@ def gptq(w: Float, h: Float, scale: Float, top: int) -> Float:
         w: real weights (G, R, K).
         h: positive definite (G, K, K).
         scale: (G, R).
-        top: largest integer.
+        top: largest integer; one for all, or (G, R).
 
     Returns:
         Integers as float64, (G, R, K).
@@ -83,7 +88,7 @@ def gptq(w: Float, h: Float, scale: Float, top: int) -> Float:
     return np.take_along_axis(q, back[:, None, :], 2)
 
 
-def descend(q: Float, scale: Float, w: Float, h: Float, top: int, sweeps: int) -> Float:
+def descend(q: Float, scale: Float, w: Float, h: Float, top: int | Float, sweeps: int) -> Float:
     """Coordinate descent from q: each integer in turn takes its best value, all others fixed; never worse."""
     q = q.copy()
     diagonal = np.diagonal(h, axis1=1, axis2=2)

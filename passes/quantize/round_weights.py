@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,26 +10,21 @@ import numpy as np
 
 from passes.analysis.calibrate_ranges import check_inputs
 from passes.analysis.layer_inputs import separate_layer_inputs
-from passes.plan.simulate import rounding_grids
+from passes.analysis.subjects import rounding_grids
 from passes.quantize.correct_bias import corrected_bias
-from passes.quantize.gptq import damped, follow, round_layer
+from passes.quantize.layer_rounding import EXACT_FROM, RoundedLayer, round_moments
 from passes.structure import Structure
 from qcompile.errors import DataError, PassContractError, UsageError
 from qcompile.exec.tensors import Tensor, fake_quantize
+from qcompile.exec.torch_loss import output_losses, with_variances
 from qcompile.exec.torch_moments import Moments
 from qcompile.exec.torch_steps import PairedSteps
+from qcompile.exec.torch_tune import LayerIntegers, Schedule, Tuner
 from qcompile.ir import Array, Graph, Node
 from qcompile.pm.base import ON_FLOAT, Batches, Levels, Pass, PassContext, PassResult, Report
-from qcompile.pm.facts import BITS, RANGES, ROUNDED, Rounded
-from qcompile.semantics.grids import quantize_weights, weight_scales
+from qcompile.pm.facts import BITS, RANGES, ROUNDED, BitChoice, Rounded
 
-METHODS = ("gptq", "nearest")
-
-_SHRINK = np.arange(1.0, 0.39, -0.06)
-"""Candidate scales as shares of the one that clips nothing."""
-
-_EXACT_FROM = 8
-"""Weight bits from which rounding to nearest is as good as anything; only biases are corrected there."""
+METHODS = ("gptq", "adaround", "adaquant", "discquant", "nearest")
 
 
 @dataclass(frozen=True)
@@ -40,16 +35,23 @@ class RoundWeights(Pass):
 
     Layer by layer in execution order: what a layer reads comes from the network whose earlier layers are rounded
     already and whose activations are; what it should give comes from the float network.  First the real weights
-    move to where they reproduce the float outputs best from rounded inputs, then GPTQ rounds them (both in
-    `passes.quantize.gptq`), then the bias takes up what is left of the mean shift.  At 8 bits and more weights are
-    rounded to nearest and only biases are corrected.
+    move to where they reproduce the float outputs best from rounded inputs, then the method rounds them, with a
+    clipping search of every channel's scale, then the bias takes up what is left of the mean shift.  How far second
+    moments are trusted is cross-validated (`passes.quantize.shrinkage`).  At 8 bits and more weights are rounded to
+    nearest and only biases are corrected.
 
     Attributes:
-        method: "gptq", or "nearest" for no note at all: `integerize` then rounds to nearest.
+        method: "gptq" (Frantar et al. 2022, and a coordinate descent); "adaround", "adaquant" (learning problems of one
+            layer, `passes.quantize.learned`); "discquant" (GPTQ's grid, then all integers at once by the divergence of
+            the network's outputs, Chee et al. 2025); or "nearest" for no note at all: `integerize` then rounds to
+            nearest.
         samples: most calibration samples used.
         positions: most output positions of a convolution looked at per sample; the others are near copies.
         megabytes: most memory for the live values of all samples; the number of samples is lowered to fit.
         sweeps: of coordinate descent behind GPTQ.
+        epochs: of discquant.
+        winograd: whether 3×3 layers of 5 and 6 bits are kept legal for the target's Winograd kernel where that costs
+            little (`passes.quantize.winograd_cap`).
     """
 
     name: ClassVar[str] = "round-weights"
@@ -61,8 +63,10 @@ class RoundWeights(Pass):
     method: str = "gptq"
     samples: int = 512
     positions: int = 256
-    megabytes: int = 2048
+    megabytes: int = 3072
     sweeps: int = 4
+    epochs: int = 8
+    winograd: bool = True
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         """Raises UsageError for an unknown method, DataError where there are no samples or they do not fit."""
@@ -72,11 +76,14 @@ class RoundWeights(Pass):
             raise PassContractError("round-weights needs calibration samples")
         table: dict[str, Rounded] = {}
         facts: dict[str, object] = {"method": self.method}
-        if self.method == "gptq":
-            table, facts["samples"] = self._round_all(graph, ctx, ctx.calibration)
+        if self.method != "nearest":
+            table, found = self._round_all(graph, ctx, ctx.calibration)
+            facts |= found
         return PassResult(graph.with_notes(graph.notes.with_table(ROUNDED, table)), Report(facts=facts))
 
-    def _round_all(self, graph: Graph, ctx: PassContext, calibration: Batches) -> tuple[dict[str, Rounded], int]:
+    def _round_all(
+        self, graph: Graph, ctx: PassContext, calibration: Batches
+    ) -> tuple[dict[str, Rounded], dict[str, object]]:
         structure = Structure(graph)
         view = separate_layer_inputs(graph, structure)
         copies = {name: value for value, name in view.read_as.items() if name != value}
@@ -91,32 +98,65 @@ class RoundWeights(Pass):
         steps = PairedSteps(view.graph, batches, quantize)
         rng = ctx.rng(self.name)
         table: dict[str, Rounded] = {}
+        layers: dict[str, RoundedLayer] = {}
         for done, layer in enumerate(structure.layers):
             ctx.progress(self.name, done, len(structure.layers))
             node = graph.by_name[layer]
-            shape, second = graph.const(node, "w").shape, bits[layer].w < _EXACT_FROM
-            moments = Moments(node, shape, self.positions, rng, second)
+            shape, second = graph.const(node, "w").shape, bits[layer].w < EXACT_FROM
+            moments = Moments(node, shape, self.positions, rng, second, folds=2 if second else 1)
             for real, rounded in steps.inputs_of(layer):
                 moments.add(real, rounded)
-            table[layer] = self._round(graph, node, bits[layer].w, moments)
+            cap = self._winograd_limit(node, bits[layer], ctx) if self.winograd else 0
+            table[layer], layers[layer] = self._round(graph, node, bits[layer].w, moments, cap)
             steps.replace(layer, table[layer].real(), table[layer].b)
-        return table, sum(len(next(iter(batch.values()))) for batch in batches)
+        facts: dict[str, object] = {
+            "samples": sum(len(next(iter(batch.values()))) for batch in batches),
+            "capped": [name for name, layer in layers.items() if layer.winograd],
+            "not capped": [name for name, layer in layers.items() if layer.refused],
+        }
+        if self.method == "discquant":
+            aims = {name: layer.aim for name, layer in layers.items()}
+            table = self._tuned(view.graph, ctx, batches, quantize, table, aims)
+        return table, facts
 
-    def _round(self, graph: Graph, node: Node, bits: int, moments: Moments) -> Rounded:
+    def _winograd_limit(self, node: Node, bits: BitChoice, ctx: PassContext) -> int:
+        """Largest |U| with which the target runs a layer by Winograd, 0 where it would not in any case."""
+        if node.op != "conv2d" or bits.w not in (5, 6) or (1 << bits.a) - 1 > ctx.target.winograd_inputs:
+            return 0
+        plain = node.attrs.ints("stride") == (1, 1) and node.attrs.ints("dilation") == (1, 1)
+        return ctx.target.winograd_weights if plain and node.attrs.int("groups") == 1 else 0
+
+    def _round(self, graph: Graph, node: Node, bits: int, moments: Moments, limit: int) -> tuple[Rounded, RoundedLayer]:
         weights = graph.const(node, "w")
         bias = graph.const_or(node, "b")
         b = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
         w = weights.reshape(moments.groups, len(weights) // moments.groups, -1).astype(np.float64)
         x, d = moments.x / moments.count, moments.d / moments.count
-        if bits >= _EXACT_FROM:
-            scale = weight_scales(weights, bits)
-            q = quantize_weights(weights, bits, scale)
-        else:
-            xx, dx = moments.xx / moments.count, moments.dx / moments.count
-            found, scales = round_layer(follow(w, xx, dx), damped(xx), bits, _SHRINK, self.sweeps)
-            q, scale = found.reshape(weights.shape).astype(np.int8), scales.reshape(-1)
+        method = "gptq" if self.method == "discquant" else self.method
+        layer = round_moments(w, weights.shape, moments, bits, method, self.sweeps, limit)
+        q, scale = layer.q.reshape(weights.shape).astype(np.int8), layer.scale.reshape(-1)
         rounded = Rounded(bits, q, scale, b)
-        return Rounded(bits, q, scale, corrected_bias(b, w, rounded.real().reshape(w.shape), x, d))
+        return Rounded(bits, q, scale, corrected_bias(b, w, rounded.real().reshape(w.shape), x, d)), layer
+
+    def _tuned(
+        self,
+        graph: Graph,
+        ctx: PassContext,
+        batches: list[Mapping[str, Array]],
+        quantize: Callable[[str, Tensor], Tensor],
+        table: Mapping[str, Rounded],
+        aims: Mapping[str, Array],
+    ) -> dict[str, Rounded]:
+        from qcompile.exec.torch_exec import TorchGraph
+
+        start = {
+            name: LayerIntegers(r.q, r.scale, r.b, (1 << (r.bits - 1)) - 1, aims[name].reshape(r.q.shape))
+            for name, r in table.items()
+        }
+        losses = with_variances(output_losses(graph), [dict(TorchGraph(graph).run(batches[0]))])
+        tuner = Tuner(graph, batches, quantize, losses, start)
+        found = tuner.run(Schedule(self.epochs), ctx.seed, lambda done, total: ctx.progress(self.name, done, total))
+        return {name: Rounded(table[name].bits, q, table[name].scale, b) for name, (q, b) in found.items()}
 
 
 def first_samples(graph: Graph, calibration: Batches, limit: int) -> list[Mapping[str, Array]]:

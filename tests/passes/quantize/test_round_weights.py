@@ -165,19 +165,57 @@ def test_the_pass_is_deterministic_and_keeps_to_the_grid() -> None:
             np.testing.assert_array_equal(getattr(found, field), getattr(second[layer], field))
 
 
-def test_the_network_comes_closer() -> None:
-    """Through the integer interpreter: outputs nearer to the float network's than with rounding to nearest."""
+@pytest.mark.parametrize("method", ["adaround", "adaquant", "discquant"])
+def test_other_methods_come_closer_than_nearest(method: str) -> None:
+    found = outputs_error(rounded_net(4, method=method, epochs=2))
+    assert found < 0.7 * outputs_error(rounded_net(4, method="nearest"))
+
+
+def outputs_error(rounded: PassResult) -> float:
+    """Mean squared distance of the integer network's outputs from the float network's, on fresh samples."""
     from qcompile.exec import float_exec
     from qcompile.semantics import interp
     from qcompile.semantics.grids import dequantize, quantize
 
     x = images(9, 64)
+    integer = Integerize().run(rounded.graph, PassContext(TARGET)).graph
+    out = interp.run(integer, {"x": quantize(x, integer.inputs[0].grid)})["y"]
     reference = float_exec.run(mobile_net(), {"x": x})["y"]
-    errors = []
-    for method in ("nearest", "gptq"):
-        integer = Integerize().run(rounded_net(4, method=method).graph, PassContext(TARGET)).graph
-        out = interp.run(integer, {"x": quantize(x, integer.inputs[0].grid)})["y"]
-        errors.append(np.square(dequantize(out, integer.outputs[0].grid) - reference).mean())
+    return float(np.square(dequantize(out, integer.outputs[0].grid) - reference).mean())
+
+
+def test_layers_of_five_bits_are_capped_for_a_target_with_winograd() -> None:
+    """At a limit no filter of the stem keeps, with the refusal it then reports; other widths are left alone."""
+    x = images(8, 100)
+    graph = CalibrateRanges().run(mobile_net(), PassContext(TARGET, calibration=lambda: iter([{"x": x}]))).graph
+    for bits, limit, key in ((5, 10, "not capped"), (5, 135, "capped"), (4, 10, "")):
+        target = Target("none", "", "", winograd_inputs=63, winograd_weights=limit)
+        ctx = PassContext(target, calibration=lambda: iter([{"x": x}]))
+        facts = RoundWeights().run(UniformBits(bits, 6).run(graph, ctx).graph, ctx).report.facts
+        assert facts["not capped"] == (["stem"] if key == "not capped" else [])
+        assert facts["capped"] == []
+
+
+def test_folds_are_parts_of_the_moments() -> None:
+    """Samples are dealt in turn over batches of any size."""
+    rng = np.random.default_rng(11)
+    w = rng.normal(size=(8, 4, 3, 2)).astype(np.float32)
+    node = conv_net(1, w).by_name["c"]
+    x = rng.normal(size=(7, 4, 7, 6)).astype(np.float32)
+    whole, dealt, even = (Moments(node, w.shape, 10**6, np.random.default_rng(0), folds=n) for n in (1, 2, 1))
+    whole.add(to_tensor(x))
+    dealt.add(to_tensor(x[:3]))
+    dealt.add(to_tensor(x[3:]))
+    even.add(to_tensor(x[::2]))
+    assert dealt.count == whole.count and dealt.counts[0] == even.count
+    np.testing.assert_allclose(dealt.xx, whole.xx, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(dealt.fold_xx[0], even.xx, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(dealt.fold_x[0], even.x, rtol=1e-4, atol=1e-3)
+
+
+def test_the_network_comes_closer() -> None:
+    """Through the integer interpreter: outputs nearer to the float network's than with rounding to nearest."""
+    errors = [outputs_error(rounded_net(4, method=method)) for method in ("nearest", "gptq")]
     assert errors[1] < 0.5 * errors[0], errors
 
 

@@ -1,0 +1,83 @@
+"""One layer's integers by the method asked for, from the moments of what it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passes.quantize.gptq import Float, follow, round_layer, shrunk
+from passes.quantize.learned import adaquant, adaround
+from passes.quantize.shrinkage import choose_follow, choose_share
+from passes.quantize.winograd_cap import cap
+from qcompile.exec.torch_moments import Moments
+from qcompile.semantics.grids import quantize_weights, weight_scales
+
+EXACT_FROM = 8
+"""Weight bits from which rounding to nearest is as good as anything; only biases are corrected there."""
+
+SHRINK: NDArray[np.float64] = np.arange(1.0, 0.39, -0.06)
+"""Candidate scales as shares of the one that clips nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundedLayer:
+    """Attributes:
+    q: (G, R, K) integers as float64.
+    scale: (G, R).
+    aim: the real weights they stand for, (G, R, K).
+    winograd: whether the integers were capped for the Winograd kernel.
+    refused: whether capping would have cost too much.
+    """
+
+    q: Float
+    scale: Float
+    aim: Float
+    winograd: bool = False
+    refused: bool = False
+
+
+def round_moments(
+    w: Float, shape: tuple[int, ...], moments: Moments, bits: int, method: str, sweeps: int, limit: int
+) -> RoundedLayer:
+    """Round a layer.
+
+    Args:
+        w: (G, R, K), real.
+        shape: of the layer's weights.
+        moments: of its columns, in two folds.
+        method: "gptq", "adaround" or "adaquant".
+        sweeps: of coordinate descent behind GPTQ.
+        limit: of the integers' Winograd transform; 0 for none.
+    """
+    top = (1 << (bits - 1)) - 1
+    if bits >= EXACT_FROM:
+        scale = weight_scales(w.reshape(shape), bits)
+        q = quantize_weights(w.reshape(shape), bits, scale).astype(np.float64)
+        return RoundedLayer(q.reshape(w.shape), scale.reshape(w.shape[:2]), w)
+    xx, dx = moments.xx / moments.count, moments.dx / moments.count
+    damping, share = np.inf, 1.0
+    aim, scale = w, weight_scales(w.reshape(shape), bits).reshape(w.shape[:2])
+    if min(moments.counts):
+        counts = np.asarray(moments.counts)[:, None, None, None]
+        halves = moments.fold_xx / counts
+        damping = choose_follow(w, halves, moments.fold_dx / counts)
+        aim = follow(w, xx, dx, damping)
+        scale = weight_scales(aim.reshape(shape), bits).reshape(w.shape[:2])
+        share = choose_share(aim, halves, scale, top)
+    h = shrunk(xx, share)
+    if method == "gptq":
+        q, scale = round_layer(aim, h, bits, SHRINK, sweeps)
+    else:
+        # The clipping search of the scale is GPTQ's, which is cheap; then the integers are learned.
+        _, searched = round_layer(aim, h, bits, SHRINK, 0)
+        if method == "adaround":
+            q, scale = adaround(aim, h, searched, top), searched
+        else:
+            q, scale = adaquant(aim, h, searched, top)
+    if limit and shape[2:] == (3, 3) and moments.groups == 1:
+        found = cap(q[0], scale[0], aim[0], h[0], top, limit)
+        changed = found is not None and not np.array_equal(found, q[0])
+        return RoundedLayer(q if found is None else found[None], scale, aim, changed, found is None)
+    return RoundedLayer(q, scale, aim)
