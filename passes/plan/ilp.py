@@ -153,11 +153,11 @@ def minimise(
     solved = "optimal"
     for attempt in range(_ATTEMPTS):
         known = None if best is None else goal.value(best)
-        choices = _reduce(problem, goal, known)
+        choices = reduced(problem, goal, known)
         if choices is None:
             # With a known plan, nothing else can be as good; without one, nothing is possible.
             return _answer("infeasible" if best is None else "optimal", best, goal, math.inf, begun)
-        floors = [_floor(table, choices) + fixed for table, fixed in goal.rows]
+        floors = [floor_of(table, choices) + fixed for table, fixed in goal.rows]
         floor = max(floors)
         if known is not None and known == floor:
             return _answer("optimal", best, goal, float(floor), begun)
@@ -208,7 +208,7 @@ def _answer(status: str, plan: Plan | None, goal: Limit, bound: float, begun: fl
     return Solution(status, plan, value, min(bound, float(value)), spent)
 
 
-def _floor(table: Table, choices: Mapping[str, Sequence[Bits]]) -> Fraction:
+def floor_of(table: Table, choices: Mapping[str, Sequence[Bits]]) -> Fraction:
     """What even the best choice of every layer costs."""
     return sum((min(table[k][b] for b in offered) for k, offered in choices.items() if k in table), Fraction(0))
 
@@ -225,7 +225,7 @@ def _span(goal: Limit, choices: Mapping[str, Sequence[Bits]], floor: Fraction) -
     return max(excess, default=Fraction(0)) or Fraction(1)
 
 
-def _reduce(problem: Problem, goal: Limit, known: Fraction | None) -> dict[str, tuple[Bits, ...]] | None:
+def reduced(problem: Problem, goal: Limit, known: Fraction | None) -> dict[str, tuple[Bits, ...]] | None:
     """The choices a plan within the limits, and no worse than a known one, can hold, or None."""
     choices = dict(problem.choices)
     limits = problem.limits if known is None else (*problem.limits, replace(goal, bound=known))
@@ -233,7 +233,7 @@ def _reduce(problem: Problem, goal: Limit, known: Fraction | None) -> dict[str, 
         before = choices
         for limit in limits:
             for table, fixed in limit.rows:
-                room = limit.bound - fixed - _floor(table, choices)
+                room = limit.bound - fixed - floor_of(table, choices)
                 if room < 0:
                     return None
                 choices = {layer: _within(table.get(layer), offered, room) for layer, offered in choices.items()}
@@ -255,7 +255,9 @@ def _within(row: Mapping[Bits, Fraction] | None, offered: tuple[Bits, ...], room
 
 
 @dataclass(frozen=True)
-class _Raw:
+class Raw:
+    """What one run of the solver says, in its own units."""
+
     status: str
     plan: Plan | None = None
     bound: float = -math.inf
@@ -271,33 +273,39 @@ def _solve(
     seconds: float,
     gap: float,
     margin: float,
-) -> _Raw:
+) -> Raw:
     """One run of the solver on one-hot binaries; the objective is (cost − floor) / scale."""
-    model = pulp.LpProblem("bits", pulp.LpMinimize)
-    names = {layer: i for i, layer in enumerate(choices)}
-    pick = {
-        layer: {b: model.add_variable(f"x{names[layer]}_{b[0]}_{b[1]}", cat="Binary") for b in offered}
-        for layer, offered in choices.items()
-    }
-
-    def cost(table: Table, unit: Fraction) -> list[Any]:
-        """Terms, shifted to 0 for each layer's best choice; in units that make 1 the room there is."""
-        terms = []
-        for layer, offered in choices.items():
-            if row := table.get(layer):
-                least = min(row[bits] for bits in offered)
-                excess = [(pick[layer][bits], float((row[bits] - least) / unit)) for bits in offered]
-                terms += [value * variable for variable, value in excess if value]
-        return terms
-
+    model, pick = new_model(problem, choices, excluded, margin)
     if len(goal.rows) == 1:
-        model += pulp.lpSum(cost(goal.rows[0][0], scale))
+        model += pulp.lpSum(cost_terms(goal.rows[0][0], scale, pick))
     else:
         peak = model.add_variable("peak", lowBound=0)
         model += peak
         for table, fixed in goal.rows:
-            below = float((floor - fixed - _floor(table, choices)) / scale)
-            model += pulp.lpSum(cost(table, scale)) - peak <= below
+            below = float((floor - fixed - floor_of(table, choices)) / scale)
+            model += pulp.lpSum(cost_terms(table, scale, pick)) - peak <= below
+    return run_model(model, pick, seconds, gap)
+
+
+Pick = Mapping[str, Mapping[Bits, Any]]
+"""layer → choice → the solver's binary variable."""
+
+
+def new_model(
+    problem: Problem,
+    choices: Mapping[str, tuple[Bits, ...]],
+    excluded: Iterable[Plan] = (),
+    margin: float = 0.0,
+    relaxed: bool = False,
+) -> tuple[Any, Pick]:
+    """A model with one binary (`relaxed`: a share) for each choice, and all that `problem` asks for; no objective."""
+    model = pulp.LpProblem("bits", pulp.LpMinimize)
+    names = {layer: i for i, layer in enumerate(choices)}
+    kind = {"lowBound": 0, "upBound": 1} if relaxed else {"cat": "Binary"}
+    pick = {
+        layer: {b: model.add_variable(f"x{names[layer]}_{b[0]}_{b[1]}", **kind) for b in offered}
+        for layer, offered in choices.items()
+    }
     for variables in pick.values():
         model += pulp.lpSum(variables.values()) == 1
     for tie in problem.ties:
@@ -309,17 +317,29 @@ def _solve(
                 model += first - other == 0
     for limit in problem.limits:
         for table, fixed in limit.rows:
-            room = limit.bound - fixed - _floor(table, choices)
+            room = limit.bound - fixed - floor_of(table, choices)
             # No room at all: the removal of choices has left only those that cost nothing more.
-            if room > 0 and (terms := cost(table, room)):
+            if room > 0 and (terms := cost_terms(table, room, pick)):
                 model += pulp.lpSum(terms) <= 1 - margin
     for plan in excluded:
         if all(bits in pick[layer] for layer, bits in plan.items()):
             model += pulp.lpSum(pick[layer][bits] for layer, bits in plan.items()) <= len(plan) - 1
-    return _run(model, pick, seconds, gap)
+    return model, pick
 
 
-def _run(model: Any, pick: Mapping[str, Mapping[Bits, Any]], seconds: float, gap: float) -> _Raw:
+def cost_terms(table: Table, unit: Fraction, pick: Pick) -> list[Any]:
+    """Terms, shifted to 0 for each layer's best choice; in units that make 1 the room there is."""
+    terms = []
+    for layer, variables in pick.items():
+        if row := table.get(layer):
+            least = min(row[bits] for bits in variables)
+            excess = [(variable, float((row[bits] - least) / unit)) for bits, variable in variables.items()]
+            terms += [value * variable for variable, value in excess if value]
+    return terms
+
+
+def run_model(model: Any, pick: Pick, seconds: float, gap: float) -> Raw:
+    """Solve a model; its plan and what it proved, within the solver's tolerances."""
     solver = pulp.HiGHS(
         msg=False, gapRel=gap, gapAbs=0.0, timeLimit=seconds, threads=1, random_seed=0,
         mip_feasibility_tolerance=_TOLERANCE, primal_feasibility_tolerance=_TOLERANCE,
@@ -329,19 +349,19 @@ def _run(model: Any, pick: Mapping[str, Mapping[Bits, Any]], seconds: float, gap
     # `status` says Optimal after a time limit too; only `sol_status` tells them apart.
     outcome = model.sol_status
     if outcome == pulp.LpSolutionInfeasible:
-        return _Raw("infeasible")
+        return Raw("infeasible")
     bound = float(model.solverModel.getInfo().mip_dual_bound)
     if not math.isfinite(bound):
         bound = -math.inf
     if outcome not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
-        return _Raw("unknown", bound=bound)
+        return Raw("unknown", bound=bound)
     plan: Plan = {}
     for layer, variables in pick.items():
         chosen = [bits for bits, variable in variables.items() if round(variable.varValue or 0.0) == 1]
         if len(chosen) != 1:
-            return _Raw("unknown", bound=bound)
+            return Raw("unknown", bound=bound)
         plan[layer] = chosen[0]
-    return _Raw("optimal" if outcome == pulp.LpSolutionOptimal else "feasible", plan, bound)
+    return Raw("optimal" if outcome == pulp.LpSolutionOptimal else "feasible", plan, bound)
 
 
 def lexicographic(

@@ -21,18 +21,35 @@ def pinned(layers: Sequence[str], pins: Mapping[str, Bits]) -> dict[str, Bits]:
     """
     found: dict[str, Bits] = {}
     for pattern, bits in pins.items():
-        try:
-            hits = [layer for layer in layers if re.fullmatch(pattern, layer)]
-        except re.error as error:
-            raise UsageError(f"pin {pattern!r} is not a regular expression: {error}") from None
-        if not hits:
-            near = get_close_matches(pattern, layers, n=3)
-            raise UsageError(
-                f"pin {pattern!r} matches no layer",
-                hint=f"did you mean {', '.join(near)}?" if near else f"layers are {', '.join(layers[:8])}",
-            )
+        hits = matching(layers, pattern, "pin")
         found.update(dict.fromkeys(hits, (int(bits[0]), int(bits[1]))))
     return found
+
+
+def protected(layers: Sequence[str], patterns: Sequence[str], target: Target) -> dict[str, Bits]:
+    """Layer → the widest precision the target has, for layers some pattern matches (MixDQ's protection list).
+
+    Raises:
+        UsageError: a pattern cannot be read, or matches no layer.
+    """
+    widest = (max(target.weight_bits), max(target.act_bits))
+    hits = [layer for pattern in patterns for layer in matching(layers, pattern, "protect")]
+    return dict.fromkeys(hits, widest)
+
+
+def matching(layers: Sequence[str], pattern: str, what: str) -> list[str]:
+    """The layers a pattern matches from end to end, at least one.  Raises UsageError, calling the pattern `what`."""
+    try:
+        hits = [layer for layer in layers if re.fullmatch(pattern, layer)]
+    except re.error as error:
+        raise UsageError(f"{what} {pattern!r} is not a regular expression: {error}") from None
+    if not hits:
+        near = get_close_matches(pattern, layers, n=3)
+        raise UsageError(
+            f"{what} {pattern!r} matches no layer",
+            hint=f"did you mean {', '.join(near)}?" if near else f"layers are {', '.join(layers[:8])}",
+        )
+    return hits
 
 
 def check_ties(ties: Sequence[Sequence[str]], bits: Mapping[str, Bits], what: str) -> None:

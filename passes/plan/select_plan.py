@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from passes.plan.simulate import Simulator
+from passes.plan.simulate import Measurement, Simulator
 from passes.structure import Structure
 from qcompile.errors import PassContractError
 from qcompile.ir import Graph
@@ -22,7 +22,8 @@ class SelectPlan(Pass):
 
     A predicted loss orders most plans rightly, but it has no last word: the solver's plan, its runner-ups and
     the uniform plans that keep the budgets (`ctx.data["candidates"]`, cheapest first) are run with fake
-    quantisation on samples no analysis has seen.  Of equal losses the first, so the cheaper, wins.
+    quantisation on samples no analysis has seen, with the weights `round-candidates` has noted.  Of equal losses the
+    first, so the cheaper, wins.  `ctx.data["measured"]`, a dict the pass adds to, keeps figures between runs.
     """
 
     name: ClassVar[str] = "select-plan"
@@ -40,11 +41,15 @@ class SelectPlan(Pass):
             if set(plan) != layers:
                 odd = sorted(set(plan) ^ layers)
                 raise PassContractError(f"a candidate plan does not cover exactly the layers: {', '.join(odd)}")
-        simulator = Simulator(graph, graph.notes[RANGES], ctx.holdout())
-        measured = []
-        for done, plan in enumerate(candidates):
+        known: dict[tuple[tuple[str, int, int], ...], Measurement] = ctx.data.get("measured", {})
+        keys = [tuple((layer, plan[layer].w, plan[layer].a) for layer in sorted(plan)) for plan in candidates]
+        simulator = None
+        for done, (key, plan) in enumerate(zip(keys, candidates, strict=True)):
             ctx.progress(self.name, done, len(candidates))
-            measured.append(simulator.measure(plan))
+            if key not in known:
+                simulator = simulator or Simulator(graph, graph.notes[RANGES], ctx.holdout())
+                known[key] = simulator.measure(plan)
+        measured = [known[key] for key in keys]
         chosen = min(range(len(measured)), key=lambda i: measured[i].loss)  # min keeps the first of equals
         table = [{"loss": found.loss, "agreement": found.agreement} for found in measured]
         report = Report(

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+
 from passes.plan.ilp import Limit, Plan, Table, exact, rational, total
-from passes.plan.pins import check_supported, check_ties, pinned
+from passes.plan.pairwise import Pairs, loss_of
+from passes.plan.pins import check_supported, check_ties, pinned, protected
 from qcompile.errors import DataError, InfeasibleError, UsageError
 from qcompile.ir import Graph
 from qcompile.pm.base import PassContext
-from qcompile.pm.facts import COSTS, GROUPS, LOSS, Bits, CostTable, LossTable
+from qcompile.pm.facts import COSTS, GROUPS, INTERACTIONS, LOSS, Bits, CostTable, Interactions, LossTable
 from qcompile.units import format_bits
 
 LiveSet = Mapping[str, Mapping[int, int]]
@@ -29,6 +32,7 @@ class Tables:
         loss, latency, memory: predicted loss, seconds (scaled), packed bytes.
         fixed: seconds of all other kernels, scaled.
         live: live sets of activations.
+        pairs: what the loss holds for pairs of choices, or None.
     """
 
     choices: dict[str, tuple[Bits, ...]]
@@ -38,6 +42,7 @@ class Tables:
     memory: Table
     fixed: Fraction
     live: tuple[LiveSet, ...]
+    pairs: Pairs | None = None
 
     @classmethod
     def read(cls, graph: Graph, ctx: PassContext) -> Tables:
@@ -51,7 +56,10 @@ class Tables:
         losses, costs = graph.notes[LOSS], graph.notes[COSTS]
         layers = [node.name for node in graph.nodes if node.name in losses]
         grids = {layer: graph.notes[GROUPS][layer].grid for layer in layers}
-        pins = pinned(layers, ctx.data.get("pins") or {})
+        pins = {
+            **protected(layers, ctx.data.get("protect") or (), ctx.target),
+            **pinned(layers, ctx.data.get("pins") or {}),
+        }
         check_supported(pins, ctx.target)
         check_ties(ties_of(grids), pins, "pinned")
         choices = {layer: _offered(layer, losses[layer], costs[layer], pins.get(layer)) for layer in layers}
@@ -64,6 +72,7 @@ class Tables:
             exact({k: {b: costs[k].bytes[b[0]] for b in row} for k, row in choices.items()}),
             scale * _number(ctx, "fixed_seconds", 0.0),
             tuple(ctx.data.get("activation_terms") or ()),
+            _pairs(graph.notes.get(INTERACTIONS).get(""), grids) if ctx.data.get("pairs", True) else None,
         )
 
     @property
@@ -103,7 +112,7 @@ class Tables:
     def predict(self, plan: Mapping[str, Bits]) -> dict[str, float]:
         """Loss, seconds and bytes of a plan, as the tables add up."""
         figures = {
-            "loss": float(total(self.loss, plan)),
+            "loss": float(loss_of(self.loss, self.pairs, plan)),
             "latency": float(total(self.latency, plan) + self.fixed),
             "memory": float(total(self.memory, plan)),
         }
@@ -123,7 +132,7 @@ class Tables:
             plan = self._nearest(bits)
             if plan is not None and plan not in plans:
                 plans.append(plan)
-        return sorted(plans, key=lambda plan: (total(self.loss, plan), total(self.latency, plan)))
+        return sorted(plans, key=lambda plan: (loss_of(self.loss, self.pairs, plan), total(self.latency, plan)))
 
     def _nearest(self, bits: Bits) -> Plan | None:
         plan: Plan = {}
@@ -175,6 +184,19 @@ def _offered(layer: str, losses: LossTable, costs: CostTable, pin: Bits | None) 
     if not offered:
         raise InfeasibleError(f"{layer!r} has no precision with both a finite predicted loss and a cost")
     return tuple(offered)
+
+
+def _pairs(found: Interactions | None, grids: Mapping[str, str]) -> Pairs | None:
+    """The terms in single precision, as plan.json keeps them, so that a plan can be solved again from there."""
+    if found is None:
+        return None
+    matrix = found.matrix.astype(np.float32).astype(np.float64)
+    if not np.isfinite(matrix).all():
+        raise DataError(
+            f"an inter-layer term ({found.method}) is not a number",
+            hint="the model or the calibration data yields values that are not numbers",
+        )
+    return Pairs(tuple(zip(found.subjects, found.bits, strict=True)), matrix, dict(grids))
 
 
 def _number(ctx: PassContext, key: str, default: float) -> Fraction:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from passes.plan.pins import check_supported, check_ties, pinned
+from passes.plan.pins import check_supported, check_ties, pinned, protected
 from passes.structure import Structure
 from qcompile.ir import Aspect, Graph
 from qcompile.pm.base import ON_FLOAT, Exact, Pass, PassContext, PassResult, Report
@@ -19,7 +19,8 @@ class UniformBits(Pass):
 
     Before:  a canonical float graph        After:  note bits
 
-    Pins (`ctx.data["pins"]`, regex → (w, a)) come first; layers that read the same values as a pinned one
+    Pins (`ctx.data["pins"]`, regex → (w, a)) come first, then the protection list (`ctx.data["protect"]`, regexes:
+    the widest bits); layers that read the same values as a pinned one
     take its activation bits.
     """
 
@@ -35,7 +36,10 @@ class UniformBits(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         """Raises UsageError where a pin does not fit or the target lacks a precision."""
         structure = Structure(graph)
-        pins = pinned(structure.layers, ctx.data.get("pins") or {})
+        pins = {
+            **protected(structure.layers, ctx.data.get("protect") or (), ctx.target),
+            **pinned(structure.layers, ctx.data.get("pins") or {}),
+        }
         ties = tuple(structure.tied().values())
         check_ties(ties, pins, "pinned")
         shared = {layer: pins[k][1] for tie in ties for k in tie if k in pins for layer in tie}

@@ -67,6 +67,7 @@ def test_without_limits_the_least_loss_is_taken() -> None:
     assert bits_of(result) == dict.fromkeys(LAYERS, (8, 8))
     assert result.report.facts["solver"] | {"seconds": 0} == {
         "status": "optimal", "objective": 60.0, "bound": 60.0, "gap": 0.0, "seconds": 0,
+        "quadratic": False,
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from passes.analysis.calibrate_ranges import CalibrateRanges
 from passes.analysis.estimate_hessian_trace import EstimateHessianTrace
+from passes.analysis.estimate_trace_loss import EstimateTraceLoss
 from passes.analysis.measure_weight_error import MeasureWeightError
 from passes.analysis.predict_loss import PredictLoss
 from passes.plan.select_plan import SelectPlan
@@ -172,7 +173,7 @@ def test_predicted_loss_orders_plans_of_resnet20(monkeypatch: pytest.MonkeyPatch
     x = load.arrays("resnet20_cifar10", "calib", 128, PACK)["input"]
     unseen = load.arrays("resnet20_cifar10", "dev_lossless", 192, PACK)["input"]
     ctx = PassContext(TARGET, calibration=lambda: ({"input": x[i : i + 32]} for i in range(0, 128, 32)))
-    for pass_ in (CalibrateRanges(), MeasureWeightError(), EstimateHessianTrace(), PredictLoss()):
+    for pass_ in (CalibrateRanges(), MeasureWeightError(), EstimateHessianTrace(), EstimateTraceLoss(), PredictLoss()):
         graph = pass_.run(graph, ctx).graph
     simulator = Simulator(graph, graph.notes[RANGES], [{"input": unseen}])
     plans = random_plans(simulator.structure, 30, seed=0)
