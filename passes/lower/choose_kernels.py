@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,13 +10,20 @@ from qcompile.errors import InternalError
 from qcompile.ir import Graph
 from qcompile.pm.base import ON_INT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.target.backend import Backend
+from qcompile.target.bench import measure_missing
 from qcompile.target.cost import CostCache
 from qcompile.target.program import Program, work_of
+
+MARGIN = 0.03
+"""By how much an implementation must be faster than the preferred one, as a share of the latter's time."""
 
 
 @dataclass(frozen=True)
 class ChooseKernels(Pass):
-    """Set each kernel's variant: the fastest one measured, or the backend's first where nothing was measured."""
+    """Set each kernel's variant: the fastest one measured, or the backend's first where nothing is measured.
+
+    Another than the first must be faster by more than measurements err (`MARGIN`).
+    """
 
     name: ClassVar[str] = "choose-kernels"
     levels: ClassVar[Levels] = ON_INT
@@ -26,7 +34,7 @@ class ChooseKernels(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         if ctx.program is None or ctx.backend is None:
             raise InternalError("choose-kernels needs a program and a backend")
-        program = choose(ctx.program, ctx.backend, ctx.costs, self.threads)
+        program = choose(ctx.program, ctx.backend, ctx.costs, self.threads, ctx.progress)
         counts: dict[str, int] = {}
         for kernel in program.kernels:
             counts[kernel.variant] = counts.get(kernel.variant, 0) + 1
@@ -34,18 +42,48 @@ class ChooseKernels(Pass):
         return PassResult(graph, Report(done=done, facts={"variants": counts}), program)
 
 
-def choose(program: Program, backend: Backend, costs: CostCache | None, threads: int) -> Program:
-    """The program with every variant set."""
+def choose(
+    program: Program,
+    backend: Backend,
+    costs: CostCache | None,
+    threads: int,
+    progress: Callable[[str, int, int], None] = lambda task, done, total: None,
+) -> Program:
+    """The program with every variant set; with a cost cache, what is not known of a choice is measured first."""
     offered = {kernel.name: backend.variants(kernel, program) for kernel in program.kernels}
     works = {
         (kernel.name, variant): work_of(kernel, program, variant)
         for kernel in program.kernels
         for variant in offered[kernel.name]
     }
-    known = {} if costs is None else costs.get_many(works.values(), threads, backend.fingerprint())
+    contested = {
+        work.key: (work, replace(kernel, variant=variant), program)
+        for kernel in program.kernels
+        for variant in offered[kernel.name]
+        if len(offered[kernel.name]) > 1 and (work := works[kernel.name, variant])
+    }
+    known = {} if costs is None else measure_missing(contested, backend, costs, threads, progress)
     kernels = []
     for kernel in program.kernels:
-        timed = {v: known[key] for v in offered[kernel.name] if (key := works[kernel.name, v].key) in known}
-        best = min(timed, key=lambda v: (timed[v].median, v)) if timed else offered[kernel.name][0]
-        kernels.append(replace(kernel, variant=best))
+        seconds = {v: known[key].median for v in offered[kernel.name] if (key := works[kernel.name, v].key) in known}
+        kernels.append(replace(kernel, variant=fastest(offered[kernel.name], seconds)))
     return replace(program, kernels=tuple(kernels))
+
+
+def preferred(program: Program, backend: Backend) -> Program:
+    """The program with every kernel in the variant its backend prefers, which needs no measuring."""
+    kernels = (replace(kernel, variant=backend.variants(kernel, program)[0]) for kernel in program.kernels)
+    return replace(program, kernels=tuple(kernels))
+
+
+def fastest(offered: Sequence[str], seconds: Mapping[str, float]) -> str:
+    """Which of the offered implementations, preferred first, is taken at these measured times.
+
+    The preferred one unless another is faster by `MARGIN`: a kernel timed alone has all caches to itself, and the
+    preferred ones need less of them.
+    """
+    first = offered[0]
+    if first not in seconds:
+        return first
+    best = min(seconds, key=lambda v: (seconds[v], v))
+    return first if seconds.get(first, float("inf")) * (1 - MARGIN) <= seconds[best] else best
