@@ -9,16 +9,20 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from passes.lower.choose_kernels import MARGIN, fastest
 from qcompile.errors import StorageError
 from qcompile.ir import BATCH, TensorType
 from qcompile.target.backend import Measurement
+from qcompile.target.bench import AT_A_TIME, measure_missing
 from qcompile.target.cost import CostCache, cache_directory, fingerprint, macs_of, roofline
 from qcompile.target.model import Target
-from qcompile.target.program import KernelWork, Layout
+from qcompile.target.program import Kernel, KernelWork, Layout, ProgramWork
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +70,7 @@ from pathlib import Path
 from qcompile.ir import BATCH, TensorType
 from qcompile.target.backend import Measurement
 from qcompile.target.cost import CostCache
-from qcompile.target.program import KernelWork, Layout
+from qcompile.target.program import Kernel, KernelWork, Layout, ProgramWork
 cache, start, count = CostCache(Path(sys.argv[1]), device="d"), int(sys.argv[2]), int(sys.argv[3])
 for i in range(start, start + count):
     work = KernelWork((), (), Layout((1,), "u8"), str(i))
@@ -151,3 +155,84 @@ def test_operators_without_weights_count_what_they_read() -> None:
     join = ("requant", (("dtype", "u8"),), TensorType((BATCH, 3, 4, 4), "u8"), (("m0", (1,)),), (-1, 0))
     work = KernelWork((pool, join), (Layout((3, 8, 8), "u8"),), Layout((3, 4, 4), "u8"), "")
     assert macs_of(work) == 48 * 4 + 48 * 2
+
+
+def test_measurements_of_several_days_come_back_at_the_first_ones_clock(tmp_path: Path) -> None:
+    cache = CostCache(tmp_path)
+    assert cache.clock() == 0.0
+    slow_day, quick_day = conv_work(8), conv_work(16)
+    cache.put(slow_day, "c", Measurement(2e-6, 2e-6, 1, 1, clock=5e-6))
+    cache.put(quick_day, "c", Measurement(3e-6, 3e-6, 1, 1, clock=4e-6))
+    found = cache.get_many([slow_day, quick_day], 1, "c")
+    assert cache.clock() == 5e-6
+    assert found[slow_day.key].median == 2e-6
+    assert found[quick_day.key].median == pytest.approx(3.75e-6)
+    # What comes later changes nothing that was known: the same command gives the same plan.
+    cache.put(conv_work(32), "c", Measurement(1e-6, 1e-6, 1, 1, clock=1e-6))
+    assert cache.get_many([slow_day, quick_day], 1, "c") == found
+
+
+def test_a_program_is_kept_beside_its_kernels(tmp_path: Path) -> None:
+    cache = CostCache(tmp_path)
+    whole = ProgramWork((conv_work(8).key, conv_work(16).key))
+    cache.put(whole, "c", Measurement(2e-6, 2e-6, 1, 1))
+    assert cache.get_many([whole], 1, "c")[whole.key].median == 2e-6
+    other_order = ProgramWork(tuple(reversed(whole.kernels)))
+    assert cache.get_many([other_order, conv_work(8)], 1, "c") == {}
+
+
+def test_where_weights_lie_is_part_of_what_is_measured() -> None:
+    work = conv_work(8)
+    assert replace(work, resident=1 << 15).key != replace(work, resident=1 << 24).key
+
+
+class CountingBackend:
+    """Measures a kernel in as many seconds as its variant says."""
+
+    def __init__(self, fails_after: int = 1 << 30) -> None:
+        self.measured: list[str] = []
+        self.fails_after = fails_after
+
+    def fingerprint(self) -> str:
+        return "counting"
+
+    def measure(self, works: Any, threads: int) -> list[Measurement]:
+        for kernel, _ in works:
+            if len(self.measured) >= self.fails_after:
+                raise KeyboardInterrupt
+            self.measured.append(kernel.variant)
+        return [Measurement(float(kernel.variant), 1.0, 1, threads) for kernel, _ in works]
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path: Path) -> None:
+    cache, shown = CostCache(tmp_path), []
+    works: dict[str, Any] = {}
+    for number in range(2 * AT_A_TIME + 3):
+        work = conv_work(8, str(number))
+        works[work.key] = (work, Kernel("k", (), (), str(number)), None)
+
+    def progress(task: str, done: int, total: int) -> None:
+        shown.append((task, done, total))
+
+    killed = CountingBackend(fails_after=AT_A_TIME + 2)
+    with pytest.raises(KeyboardInterrupt):
+        measure_missing(works, killed, cache, 1, progress)  # type: ignore[arg-type]
+    again = CountingBackend()
+    found = measure_missing(works, again, cache, 1, progress)  # type: ignore[arg-type]
+    assert (len(found), found.fresh) == (len(works), AT_A_TIME + 3)
+    assert [found[key].median for key in works] == [float(n) for n in range(len(works))]
+    # The batch that was interrupted is lost, the one before is not.
+    assert again.measured == [str(n) for n in range(AT_A_TIME, len(works))]
+    assert shown[-1] == ("measure", AT_A_TIME + 3, AT_A_TIME + 3)
+    noted = cache.conditions(next(iter(works.values()))[0], 1, "counting")
+    assert noted is not None and {"date", "load_average", "usable_cpus", "resident"} <= set(noted)
+    assert measure_missing(works, CountingBackend(fails_after=0), cache, 1, progress).fresh == 0  # type: ignore[arg-type]
+
+
+def test_another_implementation_must_be_clearly_faster() -> None:
+    offered = ("first", "second", "third")
+    assert fastest(offered, {}) == "first"
+    assert fastest(offered, {"first": 1.0, "second": 1.0 - MARGIN / 2, "third": 2.0}) == "first"
+    assert fastest(offered, {"first": 1.0, "second": 0.9, "third": 0.8}) == "third"
+    # What was not measured is not known to be slower.
+    assert fastest(offered, {"second": 0.9, "third": 0.9}) == "first"
