@@ -9,15 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qcompile import pipelines
-from qcompile.errors import InfeasibleError, UsageError
+from qcompile import pipelines, planning
+from qcompile.errors import UsageError
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import Batches, PassContext, Report
-from qcompile.pm.facts import BITS, COSTS, BitChoice, Bits
+from qcompile.pm.facts import BITS, COSTS, LOSS, Bits
 from qcompile.pm.manager import PassManager
 from qcompile.pm.registry import find_pass
 from qcompile.pm.spec import parse_pipeline
+from qcompile.pm.work import WorkCache
 from qcompile.target.backend import Backend
+from qcompile.target.bench import measure_missing
 from qcompile.target.cost import CostCache
 from qcompile.target.model import Target
 from qcompile.target.program import Program, work_of
@@ -26,9 +28,6 @@ from qcompile.units import format_bits
 log = logging.getLogger("qcompile")
 
 Progress = Callable[[str, int, int], None]
-
-LATENCY_ROUNDS = 5
-"""How often the budget is tightened and solved again when the measured latency misses it."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,16 @@ class Budgets:
         latency: seconds end to end, batch 1.
         memory: bytes of packed weights.
         arena: bytes of the activation arena.
+        max_drop: largest loss of accuracy on held-out data, a fraction of all samples; plans are then made as small
+            as it allows.
+        minimize: what is made small under `max_drop`, in this order: "memory", "latency"; empty decides by the limits.
     """
 
     latency: float | None = None
     memory: int | None = None
     arena: int | None = None
+    max_drop: float | None = None
+    minimize: tuple[str, ...] = ()
 
     @property
     def any(self) -> bool:
@@ -57,6 +61,7 @@ class Planned:
     bits: dict[str, Bits]
     solver: dict[str, Any] = field(default_factory=dict)
     candidates: list[dict[str, Any]] = field(default_factory=list)
+    accuracy: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,6 +76,12 @@ class Compiler:
         pins: regular expression over layer names → bits.
         instruments: of the pass manager.
         rounding: how weights become integers, as the option `method` of round-weights.
+        sensitivity: how losses are predicted, a key of `pipelines.SENSITIVITIES`.
+        metrics: regular expression over layer names → another sensitivity for them.
+        protect: regular expressions over layer names; these layers keep the widest bits.
+        work: finished pieces of long analyses.
+        floor: samples that only judge accuracy (`Budgets.max_drop`), with `labels` where `floor_labels` says so.
+        refused: plans that were built and lost too much.
     """
 
     source: Graph
@@ -89,23 +100,39 @@ class Compiler:
     rounding: str = "gptq"
     weight_bits: tuple[int, ...] | None = None
     act_bits: tuple[int, ...] | None = None
+    sensitivity: str = pipelines.DEFAULT_SENSITIVITY
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    protect: tuple[str, ...] = ()
+    floor: Batches | None = None
+    floor_labels: bool = False
+    work: WorkCache | None = field(default_factory=WorkCache)
     graph: Graph = field(init=False)
+    whole_target: Target = field(init=False)
     reports: dict[str, Report] = field(default_factory=dict)
+    refused: list[dict[str, Bits]] = field(default_factory=list)
+    _measured: dict[Any, Any] = field(default_factory=dict)
+    _judge: Any = None
 
     def __post_init__(self) -> None:
         self.graph = self.source
+        self.whole_target = self.target
         self.target = replace(
             self.target,
             weight_bits=_offered(self.target.weight_bits, self.weight_bits, "weight"),
             act_bits=_offered(self.target.act_bits, self.act_bits, "activation"),
         )
 
+    @property
+    def pairs(self) -> bool:
+        """Whether plans are solved with the terms between layers that the sensitivity finds."""
+        return self.sensitivity not in pipelines.ADDITIVE
+
     def context(self, **changes: Any) -> PassContext:
         base = PassContext(
             target=self.target, backend=self.backend, calibration=self.calibration, holdout=self.holdout,
-            labels=self.labels, costs=self.costs, seed=self.seed, progress=self.progress, log=log,
+            labels=self.labels, costs=self.costs, work=self.work, seed=self.seed, progress=self.progress, log=log,
         )  # fmt: skip
-        data = {"pins": dict(self.pins), **changes.pop("data", {})}
+        data = {"pins": dict(self.pins), "protect": self.protect, "pairs": self.pairs, **changes.pop("data", {})}
         return replace(base, data=data, **changes)
 
     def run_passes(self, graph: Graph, specs: Sequence[Any], **context: Any) -> tuple[Graph, Program | None]:
@@ -125,12 +152,25 @@ class Compiler:
         self.check_pins()
         self.graph, _ = self.run_passes(self.graph, pipelines.CALIBRATE)
         if analyse:
-            specs = [self._with_options(name) for name in pipelines.ANALYSIS]
-            self.graph, _ = self.run_passes(self.graph, specs)
+            self._analyse()
+
+    def _analyse(self) -> None:
+        """Predicted losses and costs; groups of layers by a sensitivity of their own."""
+        others = {}
+        for name in dict.fromkeys(self.metrics.values()):
+            only_losses = [self._with_options(spec) for spec in pipelines.losses(name)]
+            others[name], _ = self.run_passes(self.graph, only_losses)
+        specs = [self._with_options(spec) for spec in pipelines.analysis(self.sensitivity)]
+        self.graph, _ = self.run_passes(self.graph, specs)
+        if self.metrics:
+            groups = [(pattern, name, others[name].notes[LOSS]) for pattern, name in self.metrics.items()]
+            self.graph, _ = self.run_passes(self.graph, ["mix-metrics"], data={"metrics": groups})
 
     def _with_options(self, name: str) -> Any:
         if name == "round-weights":
             return name, {"method": self.rounding}
+        if name == "round-candidates":
+            return name, {"method": "nearest" if self.rounding == "nearest" else "gptq"}
         if name == "estimate-cost":
             return name, {"threads": self.threads, "measure": self.costs is not None}
         return (name, {"threads": self.threads}) if name == "choose-kernels" else name
@@ -139,10 +179,17 @@ class Compiler:
         from passes.structure import Structure
 
         layers = Structure(self.graph).layers
-        for pattern in self.pins:
-            if not any(re.fullmatch(pattern, layer) for layer in layers):
+        asked = [("--pin", pattern) for pattern in self.pins]
+        asked += [("--protect", pattern) for pattern in self.protect]
+        asked += [("--metric", pattern) for pattern in self.metrics]
+        for flag, pattern in asked:
+            try:
+                found = any(re.fullmatch(pattern, layer) for layer in layers)
+            except re.error as error:
+                raise UsageError(f"{flag} {pattern!r} is not a regular expression: {error}") from None
+            if not found:
                 raise UsageError(
-                    f"--pin {pattern!r} matches no layer", hint=f"the layers are {', '.join(layers[:8])}, …"
+                    f"{flag} {pattern!r} matches no layer", hint=f"the layers are {', '.join(layers[:8])}, …"
                 )
 
     def uniform(self, bits: Bits) -> Planned:
@@ -159,25 +206,46 @@ class Compiler:
         """Solve the integer program, then choose among its best plans and the uniform ones by measured loss."""
         fixed = self.graph.notes[COSTS][""].seconds[8, 8]
         data = {"fixed_seconds": fixed, "latency_scale": latency_scale}
+        if budgets.max_drop is not None:
+            return planning.keep_accuracy(self, budgets, data)
         options = {"latency": budgets.latency, "memory": budgets.memory}
         self.graph, _ = self.run_passes(self.graph, [("solve-bits", options)], data=data)
         facts = self.reports["solve-bits"].facts
+        # A plan that another one covers in every layer will not be the best; uniform plans yield only to uniform ones.
         plans = undominated(facts["candidates"])
-        candidates = [{name: BitChoice(*pair) for name, pair in plan.items()} for plan in plans]
-        self.graph, _ = self.run_passes(self.graph, ["select-plan"], data={"candidates": candidates})
+        plans += [plan for plan in undominated(facts["uniform"]) if plan not in plans]
+        predicted = dict(zip(map(_key, facts["candidates"]), facts["predicted"], strict=True))
+        inputs = {"candidates": [planning.choices(plan) for plan in plans], "measured": self._measured}
+        self.graph, _ = self.run_passes(self.graph, ["select-plan"], data=inputs)
         selected = self.reports["select-plan"].facts
         table = [
-            {"plan": _label(i, plan), "chosen": i == selected["chosen"], **measured}
+            {
+                "plan": _label(plan, facts["candidates"]), "chosen": i == selected["chosen"],
+                "predicted": predicted[_key(plan)],
+                **measured,
+            }
             for i, (plan, measured) in enumerate(zip(plans, selected["measured"], strict=True))
-        ]
+        ]  # fmt: skip
         return Planned(self._bits(), dict(facts["solver"]), table)
+
+    def judge(self) -> Any:
+        """What counts the answers a plan costs, on the samples of the floor."""
+        if self._judge is None:
+            from passes.plan.judge import Judge
+
+            if self.floor is None:
+                raise UsageError("there are no held-out samples to measure accuracy on")
+            self._judge = Judge(self.graph, self.floor, self.floor_labels)
+        return self._judge
 
     def _bits(self) -> dict[str, Bits]:
         return {layer: (choice.w, choice.a) for layer, choice in self.graph.notes[BITS].items()}
 
-    def lower(self) -> Program:
-        """The program of the graph with its planned bits."""
+    def lower(self, rounding: str | None = None) -> Program:
+        """The program of the graph with its planned bits, its weights rounded as given or as asked for."""
         rounds = [self._with_options(name) for name in pipelines.ROUND]
+        if rounding is not None:
+            rounds = [("round-weights", {"method": rounding})]
         # The plan is chosen: nothing is compared on held-out samples any more, so rounding may use them too.
         graph, _ = self.run_passes(self.graph, rounds, calibration=self._all_samples)
         _, program = self.run_passes(graph, [self._with_options(n) for n in (*pipelines.QUANTIZE, *pipelines.LOWER)])
@@ -196,13 +264,10 @@ class Compiler:
         if self.costs is None:
             return None
         works = {work.key: (work, kernel) for kernel in program.kernels if (work := work_of(kernel, program))}
-        compiler = self.backend.fingerprint()
-        known = self.costs.get_many([work for work, _ in works.values()], self.threads, compiler)
-        missing = [key for key in works if key not in known]
-        measured = self.backend.measure([(works[key][1], program) for key in missing], self.threads)
-        for key, measurement in zip(missing, measured, strict=True):
-            self.costs.put(works[key][0], compiler, measurement)
-            known[key] = measurement
+        known = measure_missing(
+            {key: (work, kernel, program) for key, (work, kernel) in works.items()},
+            self.backend, self.costs, self.threads, self.progress,
+        )  # fmt: skip
         return sum(known[work_of(kernel, program).key].median for kernel in program.kernels)
 
     def predicted_seconds(self, bits: Mapping[str, Bits]) -> float | None:
@@ -213,11 +278,16 @@ class Compiler:
         return table[""].seconds[8, 8] + sum(table[layer].seconds[pair] for layer, pair in bits.items())
 
 
-def _label(index: int, plan: Mapping[str, Bits]) -> str:
-    """What a candidate is: the solver's plan comes first, then the runners-up; uniform plans show their bits."""
+def _key(plan: Mapping[str, Bits]) -> tuple[tuple[str, Bits], ...]:
+    return tuple(plan.items())
+
+
+def _label(plan: Mapping[str, Bits], candidates: Sequence[Mapping[str, Bits]]) -> str:
+    """What a plan is: uniform ones show their bits; the solver's own is the first candidate, those behind it follow."""
     if len(set(plan.values())) == 1:
         return f"uniform {format_bits(next(iter(plan.values())))}"
-    return f"runner-up {index}" if index else "solver"
+    place = candidates.index(plan)
+    return f"runner-up {place}" if place else "solver"
 
 
 def _offered(supported: tuple[int, ...], asked: tuple[int, ...] | None, what: str) -> tuple[int, ...]:
@@ -229,43 +299,6 @@ def _offered(supported: tuple[int, ...], asked: tuple[int, ...] | None, what: st
             hint=f"it offers {', '.join(map(str, supported))}",
         )
     return tuple(sorted(asked))
-
-
-def keep_latency(
-    compiler: Compiler, budgets: Budgets, build: Callable[[Planned, Program, float | None], float | None]
-) -> tuple[Planned, Program, float | None]:
-    """Solve, build and measure; while the measured latency misses the budget, correct the prediction and repeat.
-
-    `build(plan, program, predicted seconds)` returns the measured seconds, or None where nothing can be measured.
-    Returns the plan, its program, and the predicted seconds after correction.
-    """
-    scale, best = 1.0, float("inf")
-    for _ in range(LATENCY_ROUNDS):
-        try:
-            plan = compiler.solve(budgets, scale)
-        except InfeasibleError as error:
-            if best == float("inf"):
-                raise
-            raise InfeasibleError(
-                f"{error.message}; the best plan that was built and measured takes {best * 1e3:.3g} ms",
-                hint=error.hint,
-            ) from None
-        program = compiler.lower()
-        raw = compiler.predicted_seconds(plan.bits)
-        predicted = None if raw is None else raw * scale
-        # The record holds the cost table's sum: the correction comes from measurements, which differ between runs.
-        measured = build(plan, program, raw)
-        if budgets.latency is None or measured is None or measured <= budgets.latency or not raw:
-            return plan, program, predicted
-        best = min(best, measured)
-        log.info("measured %.3g ms, over the budget: correcting the prediction", measured * 1e3)
-        # A little more than the ratio, so that noise of a percent or two does not need another round.
-        scale = max(scale * 1.02, 1.02 * measured / raw)
-    raise InfeasibleError(
-        f"latency {budgets.latency * 1e3 if budgets.latency else 0:.4g} ms: after {LATENCY_ROUNDS} plans the best "
-        f"measured {best * 1e3:.3g} ms",
-        hint="raise --latency, or run on a quieter machine",
-    )
 
 
 def stream(batches: Sequence[dict[str, Array]]) -> Batches:

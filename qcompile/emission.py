@@ -16,7 +16,7 @@ from qcompile import artifact
 from qcompile.compiler import Budgets, Compiler, Planned
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import Batches
-from qcompile.pm.facts import COSTS, GROUPS, LOSS, Bits
+from qcompile.pm.facts import COSTS, GROUPS, INTERACTIONS, LOSS, Bits
 from qcompile.semantics.grids import quantize
 from qcompile.target.program import Program
 from qcompile.units import format_bits
@@ -98,7 +98,11 @@ def record_of(
             budgets.latency, budgets.memory, budgets.arena, uniform,
             {pattern: format_bits(pair) for pattern, pair in compiler.pins.items()},
         ),
-        solver={key: planned.solver.get(key) for key in ("status", "objective", "bound", "gap")},
+        solver={
+            **{key: planned.solver.get(key) for key in ("status", "objective", "bound", "gap")},
+            "sensitivity": compiler.sensitivity if LOSS in compiler.graph.notes else None,
+            "max_drop": budgets.max_drop,
+        },
         predicted_seconds=predicted,
         arena_bytes=program.arena_bytes,
         kernels={kernel.name: kernel.variant for kernel in program.kernels},
@@ -148,7 +152,34 @@ def plan_record(compiler: Compiler, planned: Planned) -> dict[str, Any]:
         "fixed_seconds": costs[""].seconds[8, 8] if "" in costs else None,
         "layers": layers,
         "candidates": planned.candidates,
+        "prediction": _prediction(compiler, planned),
+        "interactions": _interactions(compiler),
+        "accuracy": planned.accuracy or None,
+        "protect": list(compiler.protect),
     }
+
+
+def _prediction(compiler: Compiler, planned: Planned) -> dict[str, Any] | None:
+    """How losses were predicted, how far the program is from its bound, and what predictions are worth."""
+    if LOSS not in compiler.graph.notes:
+        return None
+    groups = compiler.reports.get("mix-metrics")
+    validity = compiler.reports.get("check-prediction")
+    return {
+        "sensitivity": compiler.sensitivity,
+        "metrics": None if groups is None else groups.facts["groups"],
+        "quadratic": compiler.pairs and bool(compiler.graph.notes.get(INTERACTIONS)),
+        **{key: planned.solver.get(key) for key in ("status", "objective", "bound", "gap")},
+        "validity": None if validity is None else dict(validity.facts),
+    }
+
+
+def _interactions(compiler: Compiler) -> dict[str, Any] | None:
+    """The terms for pairs of choices, so that the plan can be solved again from its file."""
+    from passes.plan.resolve import interactions_to_json
+
+    found = compiler.graph.notes.get(INTERACTIONS).get("") if compiler.pairs else None
+    return None if found is None else interactions_to_json(found)
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,9 @@ A message says what is wrong and where; `hint` says what to do next.  Exit codes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class QcompileError(Exception):
     """Base of all errors raised on purpose.
@@ -62,9 +65,14 @@ class AccuracyError(QcompileError):
 
 
 class DeviceError(QcompileError):
-    """The device cannot be reached, lacks an instruction set, or is too noisy to be measured."""
+    """The device cannot be reached, lacks an instruction set, or is too noisy to be measured.
+
+    Attributes:
+        measured: what it measured before, in the order it was asked for; None for the rest.
+    """
 
     exit_code = 6
+    measured: Sequence[Any] = ()
 
 
 class TargetError(UsageError):

@@ -56,7 +56,11 @@ def layer_facts(graph: Graph, name: str) -> dict[str, Any]:
 
 
 def explain_artifact(artifact: Artifact, layer: str | None = None) -> dict[str, Any]:
-    """Why each layer, or one, got its bits: its choices with loss, seconds and bytes, and what it is tied to."""
+    """Why each layer, or one, got its bits: its choices with loss, seconds and bytes, and what it is tied to.
+
+    With a layer also `marginal`: the program solved again with a little more of each budget, what that would save and
+    which layers it would change.
+    """
     plan = artifact.plan
     layers: dict[str, Any] = plan["layers"]
     if layer is not None and layer not in layers:
@@ -74,6 +78,7 @@ def explain_artifact(artifact: Artifact, layer: str | None = None) -> dict[str, 
             "upgrades": _upgrades(facts["choices"], now) if now else [],
         }
     record = artifact.manifest.record
+    prediction = plan.get("prediction") or {}
     return {
         "target": record.target,
         "costs": plan.get("costs"),
@@ -83,9 +88,25 @@ def explain_artifact(artifact: Artifact, layer: str | None = None) -> dict[str, 
             "arena_bytes": record.budgets.arena_bytes,
         },
         "solver": dict(record.solver),
+        "sensitivity": prediction.get("sensitivity"),
+        "validity": prediction.get("validity"),
+        "accuracy": plan.get("accuracy"),
         "candidates": plan.get("candidates", []),
         "layers": found,
+        "marginal": [] if layer is None else _marginal(artifact),
     }
+
+
+def _marginal(artifact: Artifact) -> list[dict[str, Any]]:
+    """What more of each budget would change; empty for plans that no program chose."""
+    from passes.plan.resolve import Resolver, shadow_prices
+
+    budgets = artifact.manifest.record.budgets
+    resolver = Resolver.of(artifact.plan, (*budgets.pins, *artifact.plan.get("protect", ())))
+    if resolver is None:
+        return []
+    limits = (("memory", budgets.memory_bytes), ("latency", budgets.latency_seconds))
+    return shadow_prices(resolver, [axis for axis, limit in limits if limit is not None])
 
 
 def _upgrades(choices: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,19 +127,18 @@ def _upgrades(choices: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> l
 
 
 def list_targets() -> list[dict[str, Any]]:
-    """Name, summary, bits, and whether this machine can run it and what it lacks."""
-    from qcompile.pm.registry import find_target, host_features, host_target, target_names
+    """Name, summary, bits, and what this machine can do for it: see `qcompile.diagnosis.target_facts`."""
+    from qcompile.diagnosis import target_facts
+    from qcompile.pm.registry import find_target, host_target, target_names
 
-    features = host_features()
     best = host_target().name
     rows = []
     for name in target_names():
         target = find_target(name)
-        lacks = sorted(set(target.features) - features)
         rows.append(
             {
                 "name": name, "summary": target.summary, "weight_bits": list(target.weight_bits),
-                "act_bits": list(target.act_bits), "runs_here": not lacks, "lacks": lacks, "cpu": name == best,
+                "act_bits": list(target.act_bits), **target_facts(target), "cpu": name == best,
             }
         )  # fmt: skip
     return rows

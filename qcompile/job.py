@@ -11,19 +11,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qcompile import artifact as artifacts
+from qcompile import pipelines, planning
 from qcompile.artifact import Artifact
 from qcompile.artifact.copying import publish_copy
-from qcompile.compiler import Budgets, Compiler, Planned, Progress, keep_latency, stream
+from qcompile.compiler import Budgets, Compiler, Planned, Progress, stream
 from qcompile.data import Dataset, load_batches, split_holdout
 from qcompile.emission import Source, fingerprint, record_of, save
-from qcompile.errors import InfeasibleError, UsageError
+from qcompile.errors import DeviceError, InfeasibleError, UsageError
+from qcompile.ir import Array
+from qcompile.latency import Build, Timer, keep_latency, slower_than_uniform, time_executable
+from qcompile.planning import AXES
 from qcompile.pm.base import Batches
 from qcompile.pm.facts import Bits
 from qcompile.pm.instruments import Dump, Logging
 from qcompile.pm.registry import find_backend, find_target, host_features
+from qcompile.target.backend import Backend
+from qcompile.target.bench import conditions
 from qcompile.target.cost import CostCache
-from qcompile.target.cost import fingerprint as device_fingerprint
+from qcompile.target.device import Device, Portable
 from qcompile.target.model import Target
 from qcompile.target.program import Program
 from qcompile.units import format_bytes, parse_bits
@@ -32,8 +40,8 @@ log = logging.getLogger("qcompile")
 
 SYNTHETIC_SAMPLES = 32
 
-MEASURE_ROUNDS = 3
-"""Medians taken of a built artifact."""
+ACCURACY_ROUNDS = 3
+"""Plans that are built and may miss an accuracy floor they kept in simulation."""
 
 
 def silent(task: str, done: int, total: int) -> None:
@@ -54,6 +62,8 @@ class CompileResult:
         bits: layer → (weight bits, activation bits).
         warnings: what the user should know.
         evaluation: of the evaluation data, where it was given.
+        accuracy: what an accuracy floor was held against: metric, samples, drop, its bound, and of each step how many
+            plans were measured; empty where none was asked for.
         seconds: by stage.
     """
 
@@ -67,6 +77,7 @@ class CompileResult:
     warnings: list[str] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -80,8 +91,19 @@ class CompileResult:
             "bits": {layer: list(pair) for layer, pair in self.bits.items()},
             "warnings": self.warnings,
             "evaluation": self.evaluation,
+            "accuracy": self.accuracy or None,
             "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},
         }
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Samples by what they are for: fitting, choosing plans, judging accuracy, and the user's own evaluation."""
+
+    fit: Batches
+    held: Batches
+    floor: Batches | None
+    evaluation: Dataset | None
 
 
 @dataclass
@@ -112,36 +134,29 @@ class Job:
     overwrite: bool
     measure: bool
     progress: Progress
+    holdout: Any = None
+    sensitivity: str | None = None
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    protect: tuple[str, ...] = ()
+    rounding: str | None = None
+    device: Device | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> CompileResult:
         """Raises QcompileError; then nothing is left half-written."""
-        limited = self.budgets.latency is not None or self.budgets.memory is not None
-        if (self.uniform is not None) + (self.plan is not None) + limited > 1:
-            raise UsageError("give --uniform, or --plan, or budgets, not several", hint="a given plan has no freedom")
+        self.refuse_contradictions()
         uniform = None if self.uniform is None else parse_bits(self.uniform)
         destination = self.out or Path(tempfile.mkdtemp(prefix="qcompile-")) / "model.qc"
         artifacts.refuse_existing(destination, self.overwrite)
-        target = find_target(self.target)
-        backend = find_backend(target)
-        source, fit, held, evaluation = self._inputs()
-        local = self.measure and can_run(target)
-        if not local:
-            self.warnings.append(f"nothing was measured: costs on {target.name} are a roofline estimate")
-        compiler = Compiler(
-            source.graph, target, backend, fit, held, CostCache() if local else None,
-            labels=getattr(fit, "has_labels", False), threads=self.threads, seed=self.seed, progress=self.progress,
-            # What random inputs say about weights is worse than nothing.
-            rounding="nearest" if self.calib is None else "gptq",
-            passes=self.passes, pins=self.pins, weight_bits=self.weight_bits, act_bits=self.act_bits,
-            instruments=[Logging()] if self.dump is None else [Logging(), Dump(self.dump)],
-        )  # fmt: skip
+        source, compiler, evaluation = self.open()
+        target, local = compiler.target, compiler.costs is not None
         given = uniform is not None or self.plan is not None
-        with self._stage("calibrate" if given else "analyse"):
+        with self.stage("calibrate" if given else "analyse"):
             compiler.prepare(analyse=not given)
-        samples, digest = fingerprint(fit)
-        calibration = artifacts.Calibration(getattr(fit, "name", "synthetic"), samples, digest)
+        samples, digest = fingerprint(compiler.calibration)
+        calibration = artifacts.Calibration(getattr(compiler.calibration, "name", "synthetic"), samples, digest)
+        timer = Timer(compiler, self.stage)
         with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
             staged = Path(scratch) / "model.qc"
 
@@ -151,49 +166,130 @@ class Job:
                     compiler, source, planned, program, self.budgets, uniform=self.uniform, predicted=predicted,
                     calibration=calibration, warnings=tuple(self.warnings),
                 )  # fmt: skip
-                with self._stage("build"):
+                with self.stage("build"):
                     save(staged, compiler, source, planned, program, record)
-                return self._measure(staged) if local else None
+                return self._measure(staged, timer, program) if local else None
 
             if not given:
-                planned, program, predicted = keep_latency(compiler, self.budgets, build)
+                planned, program, predicted = self._keep_budgets(timer, build, staged, destination)
             else:
                 planned = compiler.uniform(uniform) if uniform else compiler.from_file(self.plan or Path())
-                program = compiler.lower()
+                program = timer.settled(compiler.lower())
                 predicted = compiler.program_seconds(program)
                 build(planned, program, predicted)
+                predicted = None if predicted is None else predicted * timer.correction()
+            if local:
+                self._compare(staged, timer, program, predicted)
             publish_copy(staged, destination, overwrite=self.overwrite)
         artifact = artifacts.load(destination)
         result = CompileResult(
             artifact, None if predicted is None else predicted * 1e3, artifact.measurements().get("median_ms"),
             artifact.manifest.weight_bytes, program.arena_bytes, planned.solver, planned.bits, self.warnings,
-            seconds=self.seconds,
+            seconds=self.seconds, accuracy=planned.accuracy,
         )  # fmt: skip
         if evaluation is not None:
             from qcompile.evaluation import evaluate_batches
 
-            with self._stage("evaluate"):
+            with self.stage("evaluate"):
                 result.evaluation = evaluate_batches(artifact.run, evaluation, source.graph)
         return result
 
-    def _inputs(self) -> tuple[Source, Batches, Batches, Dataset | None]:
-        """The captured source, calibration data in two parts, and evaluation data."""
+    def refuse_contradictions(self) -> None:
+        """Raises UsageError where arguments exclude each other."""
+        budgets = self.budgets
+        limited = budgets.latency is not None or budgets.memory is not None or budgets.max_drop is not None
+        if (self.uniform is not None) + (self.plan is not None) + limited > 1:
+            raise UsageError("give --uniform, or --plan, or budgets, not several", hint="a given plan has no freedom")
+        given = self.uniform is not None or self.plan is not None
+        if given and (self.sensitivity is not None or self.metrics):
+            raise UsageError("--sensitivity and --metric have no say in a given plan", hint="leave them out")
+        if budgets.max_drop is not None and self.calib is None and self.holdout is None:
+            raise UsageError(
+                "--max-drop needs samples to measure accuracy on", hint="give --calib, and --holdout with labels"
+            )
+        if budgets.minimize and budgets.max_drop is None:
+            raise UsageError("--minimize says what --max-drop makes small", hint="give --max-drop, such as 0.5%")
+        for name in (self.sensitivity, *self.metrics.values()):
+            if name is not None:
+                pipelines.losses(name)
+        for axis in budgets.minimize:
+            if axis not in AXES:
+                raise UsageError(f"--minimize cannot make {axis!r} small", hint=f"it takes {', '.join(AXES)}")
+
+    def open(self, *, floor: bool = False) -> tuple[Source, Compiler, Dataset | None]:
+        """The captured source, a compiler with its data, and the evaluation data.
+
+        Args:
+            floor: whether samples are set apart to judge accuracy even without a floor.
+        """
+        target = find_target(self.target)
+        backend = backend_on(target, self.device)
+        source, data = self._inputs(floor or self.budgets.max_drop is not None)
+        local = self.measure and (self.device is not None or can_run(target))
+        if not local:
+            self.warnings.append(f"nothing was measured: costs on {target.name} are a roofline estimate")
+        compiler = Compiler(
+            source.graph, target, backend, data.fit, data.held, self._costs() if local else None,
+            labels=getattr(data.fit, "has_labels", False), threads=self.threads, seed=self.seed,
+            progress=self.progress,
+            rounding=self.rounding or "gptq",
+            passes=self.passes, pins=self.pins, weight_bits=self.weight_bits, act_bits=self.act_bits,
+            sensitivity=self.sensitivity or pipelines.DEFAULT_SENSITIVITY, metrics=self.metrics, protect=self.protect,
+            floor=data.floor, floor_labels=getattr(data.floor, "has_labels", False),
+            instruments=[Logging()] if self.dump is None else [Logging(), Dump(self.dump)],
+        )  # fmt: skip
+        return source, compiler, data.evaluation
+
+    def _keep_budgets(
+        self, timer: Timer, build: Build, staged: Path, destination: Path
+    ) -> tuple[Planned, Program, float | None]:
+        """A plan that keeps all budgets, built: the latency as measured, the accuracy as the artifact computes it."""
+        compiler = timer.compiler
+        for _ in range(ACCURACY_ROUNDS):
+            planned, program, predicted = keep_latency(timer, self.budgets, build)
+            if compiler.floor is None or self.budgets.max_drop is None:
+                break
+            if self.device is None and not can_run(compiler.target):
+                self.warnings.append("accuracy was measured in simulation only: the artifact cannot run here")
+                break
+            with self.stage("judge"):
+                built = artifacts.load(staged).on(self.device)
+                kept = planning.check_built(compiler, planned, _outputs(built, compiler.floor))
+            if kept:
+                break
+        else:
+            rejected = destination.with_name(destination.name + ".rejected")
+            publish_copy(staged, rejected, overwrite=True)
+            raise planning.refuse(planned, rejected)
+        return planned, program, predicted
+
+    def _inputs(self, judged: bool) -> tuple[Source, _Data]:
+        """The captured source, and the data in the parts it is used for."""
         from qcompile.capture import capture
         from qcompile.capture.check import check_capture
 
-        with self._stage("capture"):
+        with self.stage("capture"):
             source = Source.of(self.model, capture(self.model, example=self.example, shapes=self.shapes))
             check_capture(source.graph, self.model)
-        with self._stage("data"):
-            evaluation = None if self.eval_data is None else load_batches(self.eval_data, source.graph.inputs)
+        with self.stage("data"):
+            ports = source.graph.inputs
+            evaluation = None if self.eval_data is None else load_batches(self.eval_data, ports)
+            given = None if self.holdout is None else load_batches(self.holdout, ports)
             if self.calib is not None:
-                fit, held = split_holdout(load_batches(self.calib, source.graph.inputs, limit=self.samples))
-                return source, fit, held, evaluation
+                fit, held = split_holdout(load_batches(self.calib, ports, limit=self.samples))
+                floor = given
+                if judged and given is None:
+                    held, floor = split_floor(fit, held)
+                return source, _Data(fit, held, floor, evaluation)
             from qcompile.synthetic import synthetic_data
 
             batches, how = synthetic_data(source.graph, self.seed, self.samples or SYNTHETIC_SAMPLES)
         self.warnings.append(f"ACCURACY IS UNVERIFIED: no calibration data was given; ranges come from {how}")
-        return source, stream(batches), stream(batches), evaluation
+        return source, _Data(stream(batches), stream(batches), given or stream(batches), evaluation)
+
+    def _costs(self) -> CostCache:
+        """The cache, for the device that is measured."""
+        return CostCache(device=None if self.device is None else self.device.fingerprint)
 
     def _check_arena(self, program: Program, target: Target) -> None:
         limit = self.budgets.arena
@@ -203,29 +299,69 @@ class Job:
                 hint="activations are stored in whole bytes there, so fewer bits do not help",
             )
 
-    def _measure(self, staged: Path) -> float:
-        with self._stage("measure"):
-            executable = artifacts.load(staged).executable
-            rounds = [executable.measure(self.threads, 0) for _ in range(MEASURE_ROUNDS)]
-            # Interference only ever adds time, so the quietest round is the closest to the truth.
-            measured = min(rounds, key=lambda m: m.median)
+    def _measure(self, staged: Path, timer: Timer, program: Program) -> float:
+        with self.stage("measure"):
+            executable = artifacts.load(staged).on(self.device).executable
+            measured = time_executable(executable, self.threads, self.budgets.latency)
+        timer.put(program, measured)
         artifacts.write_measurements(
             staged,
             {
                 "median_ms": measured.median * 1e3, "p90_ms": measured.p90 * 1e3, "runs": measured.runs,
-                "threads": measured.threads, "device": device_fingerprint(),
+                "threads": measured.threads, "device": self._costs().device, "clock_us": measured.clock * 1e6,
+                **conditions(),
             },
         )  # fmt: skip
         return measured.median
 
+    def _compare(self, staged: Path, timer: Timer, program: Program, predicted: float | None) -> None:
+        """Put the prediction and uniform 8 bits beside what was measured, and say where the plan is no faster."""
+        reference = timer.reference()
+        found = artifacts.load(staged).measurements()
+        artifacts.write_measurements(
+            staged,
+            {
+                **found, "predicted_ms": None if predicted is None else predicted * 1e3,
+                "uniform_ms": None if reference is None else reference * 1e3,
+            },
+        )  # fmt: skip
+        if said := slower_than_uniform(timer.seconds(program), reference):
+            self.warnings.append(said)
+
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         self.progress(name, 0, 0)
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def split_floor(fit: Dataset, held: Dataset) -> tuple[Dataset, Dataset]:
+    """(samples to choose plans with, samples that only judge accuracy): halves of what is held out."""
+    if held is fit or len(held) < 2:
+        log.warning("too few samples to set any apart: accuracy is measured on data the plan was fitted to")
+        return held, held
+    cut = len(held) // 2
+    return held.part(0, cut), held.part(cut, len(held))
+
+
+def _outputs(artifact: Artifact, samples: Batches) -> dict[str, Array]:
+    """Outputs of an artifact on a stream of samples, by name."""
+    names = [port.name for port in artifact.graph.inputs]
+    parts = [artifact.run({name: batch[name] for name in names}) for batch in samples()]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def backend_on(target: Target, device: Device | None) -> Backend:
+    """A target's code generator, measuring on a device.  Raises DeviceError where it cannot."""
+    backend = find_backend(target)
+    if device is None:
+        return backend
+    if not isinstance(backend, Portable):
+        raise DeviceError(f"{target.name} runs on this machine only", hint="leave --device out")
+    return backend.on(device)
 
 
 def can_run(target: Target) -> bool:

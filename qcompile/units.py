@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qcompile.errors import UsageError
 
@@ -18,6 +18,8 @@ _BYTES = {
     "MB": 10**6,
     "GB": 10**9,
 }
+MOST_POINTS = 200
+"""Values of one range."""
 _NUMBER = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9.]*)\s*$")
 
 
@@ -42,6 +44,44 @@ def parse_latency(text: str) -> float:
 def parse_bytes(text: str) -> int:
     """Bytes from `4MiB`, `300kB`, `512B`.  Raises UsageError where the unit is missing or unknown."""
     return int(_quantity(text, _BYTES, "size", "4MiB"))
+
+
+def parse_fraction(text: str) -> float:
+    """0.005 from `0.5%`, at least 0 and below 1.  Raises UsageError where the percent sign is missing."""
+    match = _NUMBER.match(text)
+    if not match or match.group(2) != "%":
+        raise UsageError(f"cannot read {text!r} as a percentage", hint="write a number and %, such as 0.5%")
+    value = float(match.group(1)) / 100
+    if not 0 <= value < 1:
+        raise UsageError(f"a percentage must be at least 0% and below 100%, not {text!r}", hint="for example 0.5%")
+    return value
+
+
+def parse_span(text: str, parse: Callable[[str], float], points: int) -> list[float]:
+    """Values from `2ms:10ms:0.5ms` (first, last, step) or `2ms:10ms` (evenly spaced points), rising.
+
+    Args:
+        text: as above.
+        parse: of one value, such as `parse_latency`.
+        points: at least 2; used where no step is given.
+
+    Raises:
+        UsageError: not two or three values, or they do not rise.
+    """
+    parts = text.split(":")
+    if len(parts) not in (2, 3):
+        raise UsageError(
+            f"cannot read {text!r} as a range", hint="first:last or first:last:step, such as 2ms:10ms:0.5ms"
+        )
+    first, last, *steps = (parse(part) for part in parts)
+    if last <= first:
+        raise UsageError(f"the range {text!r} does not rise", hint="the smaller value comes first")
+    if not steps:
+        return [first + (last - first) * i / (points - 1) for i in range(points)]
+    count = int((last - first) / steps[0] + 1e-9) + 1
+    if count > MOST_POINTS:
+        raise UsageError(f"the range {text!r} has {count} values", hint=f"at most {MOST_POINTS}; take larger steps")
+    return [first + steps[0] * i for i in range(count)]
 
 
 def parse_bits(text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from qcompile.cli.verbs import bench, compile, eval, explain, inspect, ops, run, targets, verify
+from qcompile.cli.verbs import bench, compile, doctor, eval, explain, export, inspect, ops, run, sweep, targets, verify
 
 app = typer.Typer(
     name="qcompile",
@@ -22,12 +22,15 @@ app = typer.Typer(
 
 _EXAMPLES = {
     compile: "qcompile resnet18.onnx --latency 5ms --memory 4MiB --calib calib.npz -o resnet18.qc",
+    sweep: "qcompile sweep resnet18.onnx --memory 2MiB:8MiB:1MiB --calib calib.npz -o front",
     inspect: "qcompile inspect resnet18.onnx --shape input:1x3x224x224",
     run: "qcompile run resnet18.qc --data eval.npz -o outputs.npz",
     eval: "qcompile eval resnet18.qc --data eval.npz --model resnet18.onnx",
     bench: "qcompile bench resnet18.qc --threads 4",
     verify: "qcompile verify resnet18.qc --data eval.npz",
     explain: "qcompile explain resnet18.qc layer1.0.conv1",
+    doctor: "qcompile doctor",
+    export: "qcompile export resnet20.qc --format c --out firmware/resnet20 --target c",
     targets: "qcompile targets --json",
     ops: "qcompile ops",
 }

@@ -89,6 +89,17 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f} %"
 
 
+def accuracy(found: Mapping[str, Any]) -> str:
+    """A measured drop with its bound: `top-1 -0.28 % on 360 held-out samples, with 95 % confidence below 1.2 %`."""
+    if not found:
+        return ""
+    last = found.get("built") or found
+    return (
+        f"{last['metric']} {100 * -last['drop']:+.2f} % on {last['samples']} held-out samples; "
+        f"the drop is below {100 * last['drop_below']:.2g} % with {100 * last['confidence']:.0f} % confidence"
+    )
+
+
 def milliseconds(value: float | None) -> str:
     """`3.02 ms`, nothing where it is unknown."""
     return "" if value is None else f"{value:.3g} ms"

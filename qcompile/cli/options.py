@@ -24,6 +24,13 @@ Data = Annotated[
     str,
     typer.Option("--data", metavar="PATH", help=".npz with one array per model input, or a folder of images."),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="ADDRESS", show_default=False,
+        help="Where to measure and run: rpc://HOST:PORT?key=KEY, rpc://tracker@HOST:PORT?key=KEY. [default: here]",
+    ),
+]  # fmt: skip
 Shape = Annotated[
     list[str] | None,
     typer.Option("--shape", metavar="INPUT:NxCxHxW", help="Shape of an input that is dynamic in the file. Repeat."),

@@ -152,6 +152,58 @@ def test_flags_that_cannot_be_read(qcompile: Run, flags: list[str], message: str
     assert (code, out, err) == (2, "", message)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--max-drop", "0.5"],
+            "error: cannot read '0.5' as a percentage\n  hint: write a number and %, such as 0.5%\n",
+        ),
+        (
+            ["--max-drop", "100%", "-c", "c.npz"],
+            "error: a percentage must be at least 0% and below 100%, not '100%'\n  hint: for example 0.5%\n",
+        ),
+        (
+            ["--max-drop", "1%"],
+            "error: --max-drop needs samples to measure accuracy on\n  hint: give --calib, and --holdout with labels\n",
+        ),
+        (
+            ["--max-drop", "1%", "-c", "c.npz", "--uniform", "w8a8"],
+            "error: give --uniform, or --plan, or budgets, not several\n  hint: a given plan has no freedom\n",
+        ),
+        (
+            ["--minimize", "memory", "--memory", "1MiB"],
+            "error: --minimize says what --max-drop makes small\n  hint: give --max-drop, such as 0.5%\n",
+        ),
+        (
+            ["--minimize", "size", "--max-drop", "1%", "-c", "c.npz"],
+            "error: --minimize cannot make 'size' small\n  hint: it takes memory, latency\n",
+        ),
+        (
+            ["--sensitivity", "trace", "--uniform", "w8a8"],
+            "error: --sensitivity and --metric have no say in a given plan\n  hint: leave them out\n",
+        ),
+        (["--metric", "conv1"], "error: cannot read --metric 'conv1'\n  hint: such as 'features.*=sqnr'\n"),
+    ],
+)
+def test_contradictions_of_planning_flags(qcompile: Run, flags: list[str], message: str) -> None:
+    Path("net.onnx").write_bytes(b"")
+    assert qcompile("net.onnx", "-q", *flags) == (2, "", message)
+
+
+def test_an_unknown_sensitivity_lists_the_known_ones(qcompile: Run) -> None:
+    from qcompile import pipelines
+
+    Path("net.onnx").write_bytes(b"")
+    for flags in (["--sensitivity", "magic"], ["--metric", ".*=magic"]):
+        code, out, err = qcompile("net.onnx", "-q", *flags)
+        assert (code, out) == (2, "")
+        assert (
+            err
+            == f"error: unknown sensitivity 'magic'\n  hint: sensitivities are {', '.join(pipelines.SENSITIVITIES)}\n"
+        )
+
+
 def test_pins_need_bits(qcompile: Run) -> None:
     Path("net.onnx").write_bytes(b"")
     code, _, err = qcompile("net.onnx", "-q", "--pin", "conv1=8")
@@ -210,6 +262,8 @@ def test_interrupted(number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _SLOW], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A background job of a shell ignores SIGINT, and what it starts inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"

@@ -46,6 +46,7 @@ def facts(**changes: Any) -> Any:
     extra = {
         "warnings": ["ACCURACY IS UNVERIFIED: no calibration data"],
         "evaluation": {"top1": 0.9972, "agreement": 1.0},
+        "accuracy": {},
     }
     as_json = {**found, "bits": {k: list(v) for k, v in found["bits"].items()}}
     return SimpleNamespace(**found, **extra, to_json=lambda: as_json)
@@ -58,7 +59,9 @@ def test_the_default_verb() -> None:
     for verb in (*VERBS, "--help", "-h", "--version"):
         assert with_verb([verb]) == [verb]
     assert with_verb([]) == []
-    assert set(VERBS) == {"compile", "inspect", "run", "eval", "bench", "verify", "explain", "targets", "ops"}
+    assert set(VERBS) == {
+        "compile", "inspect", "run", "eval", "bench", "verify", "explain", "sweep", "export", "doctor", "targets", "ops"
+    }  # fmt: skip
 
 
 def test_compile_passes_everything_on(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +76,9 @@ def test_compile_passes_everything_on(qcompile: Run, monkeypatch: pytest.MonkeyP
         "--act-bits", "8", "--passes", "a,b",
         "--dump", "dumps", "--samples", "64", "--seed", "3", "--threads", "2", "--force", "--no-measure",
         "--images-mean", "1,2,3", "--images-std", "4", "--images-resize", "8x9", "--images-crop", "6x7",
-        "--images-bgr", "--json",
+        "--images-bgr", "--max-drop", "0.5%", "--minimize", "latency,memory", "--holdout", "images",
+        "--sensitivity", "sqnr", "--metric", "a=b.*=fisher", "--protect", "fc", "--protect", "conv.*", "--json",
+        "--device", "rpc://pi:9090?key=pi5", "--rounding", "adaround",
     )  # fmt: skip
     assert code == 0
     progress = spy.kwargs.pop("progress")
@@ -85,7 +90,9 @@ def test_compile_passes_everything_on(qcompile: Run, monkeypatch: pytest.MonkeyP
         "plan": Path("plan.json"), "calib": Path("calib.npz"), "eval_data": ImageFolder(Path("images"), how),
         "out": Path("out.qc"), "shapes": {"in:0": (1, 3, 8, 8)}, "pins": {"layer=1.*": "w8a8", "fc": "w4a8"},
         "bits": (2, 4, 8), "act_bits": (8,), "passes": "a,b", "dump": Path("dumps"), "samples": 64, "seed": 3,
-        "threads": 2, "overwrite": True, "measure": False,
+        "threads": 2, "overwrite": True, "measure": False, "max_drop": "0.5%", "minimize": ("latency", "memory"),
+        "holdout": ImageFolder(Path("images"), how), "sensitivity": "sqnr", "metrics": {"a=b.*": "fisher"},
+        "protect": ("fc", "conv.*"), "device": "rpc://pi:9090?key=pi5", "rounding": "adaround",
     }  # fmt: skip
     printed = json.loads(out)
     assert set(printed) >= {"predicted_ms", "measured_ms", "weight_bytes", "arena_bytes", "solver", "bits"}
@@ -139,6 +146,77 @@ def test_compile_for_people(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert quiet == (0, out, "warning: ACCURACY IS UNVERIFIED: no calibration data\n")
 
 
+DROP = {
+    "metric": "top-1", "samples": 360, "float": 0.9972, "value": 0.9944, "drop": 0.0028, "drop_below": 0.0123,
+    "confidence": 0.95,
+}  # fmt: skip
+
+
+def test_compile_states_a_measured_drop_and_its_bound(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = facts()
+    compiled.accuracy = {**DROP, "drop": 0.0, "built": DROP, "max_drop": 0.005}
+    monkeypatch.setattr(api, "compile", Spy(compiled))
+    Path("net.onnx").write_bytes(b"")
+    _, out, err = qcompile("net.onnx", "--max-drop", "0.5%")
+    assert "accuracy   top-1 -0.28 % on 360 held-out samples; the drop is below 1.2 % with 95 % confidence\n" in out
+    assert "at most 0.5% lost" in err.splitlines()[0]
+
+
+def swept(files: list[Path]) -> Any:
+    row = {
+        "budget": 20480, "plan": "solver", "bytes": 20000, "predicted_ms": 0.5, "predicted_loss": 0.01, "bound": 0.01,
+        "gap": 0.0, "held_out_loss": 0.02, "agreement": 0.98, "accuracy": DROP, "bits": {"fc": [8, 8]},
+    }  # fmt: skip
+    found = {"axis": "memory", "front": [row]}
+    return SimpleNamespace(axis="memory", rows=[row], files=files, warnings=["no picture"], to_json=lambda: found)
+
+
+def test_sweep(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(swept([Path("front/front.json")]))
+    monkeypatch.setattr(api, "sweep", spy)
+    Path("net.onnx").write_bytes(b"")
+    code, out, err = qcompile(
+        "sweep", "net.onnx", "--memory", "20KiB:60KiB:5KiB", "--latency", "5ms", "-o", "front", "--points", "7",
+        "--calib", "c.npz", "--holdout", "h.npz", "--pin", "fc=w8a8", "--protect", "stem", "--sensitivity", "trace",
+        "--metric", "fc=sqnr", "--no-measure", "--seed", "3",
+    )  # fmt: skip
+    assert code == 0
+    assert callable(spy.kwargs.pop("progress"))
+    assert spy.args == ("net.onnx",)
+    assert spy.kwargs == {
+        "target": "cpu", "axis": "memory", "span": "20KiB:60KiB:5KiB", "points": 7, "latency": "5ms",
+        "calib": Path("c.npz"), "holdout": Path("h.npz"), "out": Path("front"), "shapes": None,
+        "pins": {"fc": "w8a8"}, "bits": None, "act_bits": None, "passes": None, "samples": None, "seed": 3,
+        "threads": 1, "measure": False, "sensitivity": "trace", "metrics": {"fc": "sqnr"}, "protect": ("stem",),
+    }  # fmt: skip
+    shown = " ".join(out.split())
+    assert "20 KiB 19.5 KiB 0.5 ms 0.01 0.02 99.44 % 0.28 % 0.00 % solver" in shown
+    assert "top-1 on 360 samples nothing else has seen" in out
+    assert "wrote front/front.json" in out
+    assert "warning: no picture" in err
+    assert json.loads(qcompile("sweep", "net.onnx", "--json")[1])["front"][0]["plan"] == "solver"
+    for flags, axis, span, limit in (
+        (["--latency", "2ms:10ms"], "latency", "2ms:10ms", {"memory": None, "latency": None}),
+        (["--latency", "2ms:10ms", "--memory", "4MiB"], "latency", "2ms:10ms", {"memory": "4MiB", "latency": None}),
+        (["--memory", "4MiB"], "latency", None, {"memory": "4MiB", "latency": None}),
+        (["--latency", "5ms"], "memory", None, {"latency": "5ms"}),
+        ([], "memory", None, {"latency": None}),
+    ):
+        assert qcompile("sweep", "net.onnx", *flags)[0] == 0
+        assert (spy.kwargs["axis"], spy.kwargs["span"]) == (axis, span)
+        assert {key: spy.kwargs[key] for key in limit} == limit
+    code, out, err = qcompile("sweep", "net.onnx", "--latency", "1ms:2ms", "--memory", "1KiB:2KiB")
+    assert (code, out) == (2, "")
+    assert "both ranges" in err
+
+
+def test_the_apis_take_what_sweep_gives() -> None:
+    import inspect
+
+    shared = {"target", "latency", "memory", "calib", "holdout", "pins", "bits", "act_bits", "sensitivity", "protect"}
+    assert shared <= set(inspect.signature(api.sweep).parameters) & set(inspect.signature(api.compile).parameters)
+
+
 def test_compile_without_a_plan_gap(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     solver = {"status": "uniform", "objective": None, "bound": None, "gap": None}
     monkeypatch.setattr(api, "compile", Spy(facts(solver=solver, predicted_ms=None, measured_ms=None)))
@@ -182,10 +260,10 @@ def test_bench(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(found)
     monkeypatch.setattr(api, "bench", spy)
     code, out, _ = qcompile("bench", "a.qc", "--threads", "4", "--json")
-    assert (code, json.loads(out), spy.args) == (0, found, ("a.qc", 4, 0))
+    assert (code, json.loads(out), spy.args) == (0, found, ("a.qc", 4, 0, None))
     expected = "median      3.1 ms\np90         3.25 ms\nconditions  4 threads, 200 runs, batch 1\n"
     assert qcompile("bench", "a.qc", "-q", "--runs", "200")[1] == expected
-    assert spy.args == ("a.qc", 1, 200)
+    assert spy.args == ("a.qc", 1, 200, None)
 
 
 @pytest.mark.parametrize(("differing", "floats", "code"), [(0, 0, 0), (3, 0, 7), (0, 2, 7)])
@@ -234,6 +312,11 @@ def test_inspect_explain_targets_ops(qcompile: Run, monkeypatch: pytest.MonkeyPa
     shown = " ".join(qcompile("explain", "a.qc")[1].split())
     assert "solver 0.125 100.00 % yes" in shown
     assert "conv1 w4a8 0.5 1 96 w5a8: loss -0.25 for 24 B, +0 ms conv2" in shown
+    change = {"conv1": [[4, 8], [5, 8]], "conv2": [[4, 8], [6, 8]]}
+    why["marginal"] = [{"axis": "memory", "extra": 1024.0, "loss": 0.25, "saved": 0.25, "changes": change}]
+    shown = " ".join(qcompile("explain", "a.qc", "conv1")[1].split())
+    assert "what more of a budget would change" in shown
+    assert "memory +1 KiB 0.25 0.25 w4a8 → w5a8 conv2 w6a8" in shown
     monkeypatch.setattr(api, "targets", Spy([{"name": "cpu", "bits": [2, 8]}]))
     assert json.loads(qcompile("targets", "--json")[1]) == {"targets": [{"name": "cpu", "bits": [2, 8]}]}
     monkeypatch.setattr(api, "ops", Spy([{"source": "onnx", "operators": ["Add"]}]))

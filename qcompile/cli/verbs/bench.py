@@ -18,6 +18,7 @@ def command(
     runs: Annotated[
         int, typer.Option("--runs", min=0, help="Timed calls; 0 takes as many as a stable median needs.")
     ] = 0,
+    device: options.Device = None,
     json: options.Json = False,
     no_progress: options.NoProgress = False,
     verbose: options.Verbose = 0,
@@ -28,7 +29,7 @@ def command(
         from qcompile import api
 
         ui.stages("measure", 0, 0)
-        found = api.bench(artifact, threads, runs)
+        found = api.bench(artifact, threads, runs, device)
 
         def show(console: Console) -> None:
             conditions = [_count(found["threads"], "thread"), _count(found["runs"], "run"), "batch 1"]

@@ -9,127 +9,91 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from qcompile.cli import job_options as job
 from qcompile.cli import options
-from qcompile.cli.display import line, milliseconds, percent, rows
+from qcompile.cli.display import accuracy, line, milliseconds, percent, rows
 from qcompile.cli.session import session
 from qcompile.errors import UsageError
 from qcompile.units import format_bits, format_bytes
 
-_BUDGETS, _DATA, _PLAN, _EXPERT = "Budgets", "Data", "Precision", "Inside the compiler"
-
 
 def command(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)] = None,
-    target: Annotated[
-        str,
-        typer.Option("-t", "--target", help="Machine to compile for: cpu is this one; see `qcompile targets`."),
-    ] = "cpu",
+    target: job.Target = "cpu",
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="DIR", help="Artifact to write. [default: MODEL.qc here]"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists.")] = False,
-    latency: Annotated[
-        str | None,
-        typer.Option(
-            "--latency",
-            metavar="TIME",
-            rich_help_panel=_BUDGETS,
-            help="One sample, end to end: 5ms, 800us, 0.1s.",
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", rich_help_panel=_BUDGETS, help="Packed weights: 4MiB, 300kB."),
-    ] = None,
+    latency: job.Latency = None,
+    memory: job.Memory = None,
     arena: Annotated[
         str | None,
-        typer.Option("--arena", metavar="SIZE", rich_help_panel=_BUDGETS, help="Activations at the peak: 256KiB."),
+        typer.Option("--arena", metavar="SIZE", rich_help_panel=job.BUDGETS, help="Activations at the peak: 256KiB."),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            "--max-drop",
+            metavar="PERCENT",
+            rich_help_panel=job.BUDGETS,
+            help="Make the plan as small as accuracy allows: 0.5% is half a percentage point of all held-out samples, "
+            "measured. Top-1 where they have labels, else agreement with the float model. What the true drop is below "
+            "with 95 % confidence (exact, one-sided, paired) is reported.",
+        ),
+    ] = None,
+    minimize: Annotated[
+        str | None,
+        typer.Option(
+            "--minimize",
+            metavar="WHAT,…",
+            rich_help_panel=job.BUDGETS,
+            help="What --max-drop makes small: memory, latency, or both in order. [default: what is limited, else "
+            "memory,latency]",
+        ),
     ] = None,
     uniform: Annotated[
         str | None,
         typer.Option(
-            "--uniform",
-            metavar="wNaN",
-            rich_help_panel=_PLAN,
-            help="The same bits for every layer: w8a8, w4a8.",
+            "--uniform", metavar="wNaN", rich_help_panel=job.PLAN, help="The same bits for every layer: w8a8, w4a8."
         ),
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", metavar="FILE", rich_help_panel=_PLAN, help="Bits from a file: model.qc/plan.json."),
+        typer.Option("--plan", metavar="FILE", rich_help_panel=job.PLAN, help="Bits from a file: model.qc/plan.json."),
     ] = None,
-    pin: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--pin",
-            metavar="REGEX=wNaN",
-            rich_help_panel=_PLAN,
-            help="Fix the bits of matching layers. Repeat.",
-        ),
-    ] = None,
-    bits: Annotated[
-        str | None,
-        typer.Option("--bits", metavar="N,…", rich_help_panel=_PLAN, help="Weight bits to choose from: 2,4,8."),
-    ] = None,
-    act_bits: Annotated[
-        str | None,
-        typer.Option("--act-bits", metavar="N,…", rich_help_panel=_PLAN, help="Activation bits to choose from: 4,8."),
-    ] = None,
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            "-c",
-            "--calib",
-            metavar="PATH",
-            rich_help_panel=_DATA,
-            help="Calibration samples: .npz or folder of images. Without it accuracy is unverified.",
-        ),
-    ] = None,
+    pin: job.Pin = None,
+    protect: job.Protect = None,
+    rounding: job.Rounding = None,
+    bits: job.WeightBits = None,
+    act_bits: job.ActBits = None,
+    sensitivity: job.SensitivityName = None,
+    metric: job.Metric = None,
+    calib: job.Calib = None,
+    holdout: job.Holdout = None,
     eval_data: Annotated[
         str | None,
-        typer.Option("--eval", metavar="PATH", rich_help_panel=_DATA, help="Samples to evaluate the result on."),
+        typer.Option("--eval", metavar="PATH", rich_help_panel=job.DATA, help="Samples to evaluate the result on."),
     ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            min=1,
-            rich_help_panel=_DATA,
-            help="Most calibration samples to use.",
-            show_default=False,
-        ),
-    ] = None,
+    samples: job.Samples = None,
     shape: options.Shape = None,
+    device: options.Device = None,
     images_mean: options.ImagesMean = None,
     images_std: options.ImagesStd = None,
     images_resize: options.ImagesResize = None,
     images_crop: options.ImagesCrop = None,
     images_bgr: options.ImagesBgr = False,
-    passes: Annotated[
-        str | None,
-        typer.Option(
-            "--passes",
-            metavar="SPEC",
-            rich_help_panel=_EXPERT,
-            help="Passes on the float graph instead of ours.",
-        ),
-    ] = None,
+    passes: job.Passes = None,
     print_pipeline: Annotated[
-        bool, typer.Option("--print-pipeline", rich_help_panel=_EXPERT, help="Show the passes and stop.")
+        bool, typer.Option("--print-pipeline", rich_help_panel=job.EXPERT, help="Show the passes and stop.")
     ] = False,
     dump: Annotated[
         Path | None,
-        typer.Option("--dump", metavar="DIR", rich_help_panel=_EXPERT, help="Write the graph after every pass."),
+        typer.Option("--dump", metavar="DIR", rich_help_panel=job.EXPERT, help="Write the graph after every pass."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, rich_help_panel=_EXPERT)] = 0,
-    threads: Annotated[
-        int, typer.Option("--threads", min=1, rich_help_panel=_EXPERT, help="That measured code may use.")
-    ] = 1,
-    no_measure: Annotated[
-        bool,
-        typer.Option("--no-measure", rich_help_panel=_EXPERT, help="Estimate costs, run nothing on the device."),
-    ] = False,
+    seed: job.Seed = 0,
+    threads: job.Threads = 1,
+    no_measure: job.NoMeasure = False,
     json: options.Json = False,
     no_progress: options.NoProgress = False,
     verbose: options.Verbose = 0,
@@ -151,7 +115,8 @@ def command(
         options.existing_model(model, VERBS)
         images = options.preprocessing(images_mean, images_std, images_resize, images_crop, images_bgr)
         destination = out if out is not None else Path(f"{Path(model).stem}.qc")
-        asked = [text for text in (latency, memory, arena, uniform, plan and f"plan {plan}") if text]
+        dropped = max_drop and f"at most {max_drop} lost"
+        asked = [text for text in (latency, memory, arena, dropped, uniform, plan and f"plan {plan}") if text]
         ui.say(f"qcompile  {Path(model).name} → {target}  {', '.join(map(str, asked)) or 'no budget'}")
         result = api.compile(
             model,
@@ -176,6 +141,14 @@ def command(
             overwrite=force,
             measure=not no_measure,
             progress=ui.stages,
+            max_drop=max_drop,
+            minimize=job.names(minimize),
+            holdout=None if holdout is None else options.source(holdout, images),
+            sensitivity=sensitivity,
+            metrics=job.metrics(metric),
+            protect=tuple(protect or ()),
+            rounding=rounding,
+            device=device,
         )
         ui.stages.close()
         for warning in result.warnings:
@@ -200,6 +173,7 @@ def _show(console: Console, result: Any, out: Path, latency: str | None, memory:
             ("arena", _against(format_bytes(result.arena_bytes), arena)),
             ("plan", f"{solver.get('status')}" + ("" if gap is None else f", gap {100 * gap:.2f} %")),
             ("layers", ", ".join(f"{count} × {kind}" for kind, count in sorted(kinds.items(), reverse=True))),
+            ("accuracy", accuracy(result.accuracy)),
             ("top-1", percent(evaluation.get("top1"))),
             ("agreement", percent(evaluation.get("agreement"))),
         ],

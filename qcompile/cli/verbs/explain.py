@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from qcompile.cli import options
-from qcompile.cli.display import percent, show
+from qcompile.cli.display import accuracy, line, percent, show
 from qcompile.cli.session import session
-from qcompile.units import format_bits
+from qcompile.units import format_bits, format_bytes, format_seconds
 
 
 def command(
@@ -23,7 +23,11 @@ def command(
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
 ) -> None:
-    """What each layer costs and loses at its bits, the plans that were compared, what budgets cost."""
+    """What each layer costs and loses at its bits, and the plans that were compared.
+
+    For one layer also its choices, the layers it is tied to, and what more of each budget would change (the program is
+    solved again).
+    """
     with session(verbose=verbose, quiet=quiet, json=json) as ui:
         from qcompile import api
 
@@ -32,7 +36,10 @@ def command(
 
 
 def _show(console: Console, found: Mapping[str, Any], layer: str | None) -> None:
-    show(console, {key: value for key, value in found.items() if key not in ("layers", "candidates")})
+    apart = ("layers", "candidates", "accuracy", "marginal", "validity")
+    show(console, {key: value for key, value in found.items() if key not in apart})
+    if floor := accuracy(found.get("accuracy") or {}):
+        line(console, f"accuracy  {floor}")
     plans = [
         {"plan": c["plan"], "loss on held-out data": c["loss"], "agreement": percent(c["agreement"]),
          "chosen": "yes" if c["chosen"] else ""}
@@ -43,6 +50,9 @@ def _show(console: Console, found: Mapping[str, Any], layer: str | None) -> None
     show(console, [_layer_row(name, facts) for name, facts in found["layers"].items()], "layers")
     if layer is not None:
         show(console, [_choice_row(choice) for choice in found["layers"][layer]["choices"]], f"choices of {layer}")
+        more = [_more_row(row, layer) for row in found.get("marginal", ())]
+        if more:
+            show(console, more, "what more of a budget would change")
 
 
 def _layer_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +65,18 @@ def _layer_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         "next step": f"{format_bits(best['bits'])}: loss -{best['loss_saved']:.3g} for {best['extra_bytes']} B, "
         f"{best['extra_ms']:+.3g} ms" if best else "",
         "tied to": ", ".join(facts["tied_to"]),
+    }  # fmt: skip
+
+
+def _more_row(row: Mapping[str, Any], layer: str) -> dict[str, Any]:
+    extra = format_bytes(row["extra"]) if row["axis"] == "memory" else format_seconds(row["extra"])
+    changes = row["changes"]
+    own = changes.get(layer)
+    others = ", ".join(f"{name} {format_bits(after)}" for name, (_, after) in changes.items() if name != layer)
+    return {
+        "budget": f"{row['axis']} +{extra}", "predicted loss": row["loss"], "saved": row["saved"],
+        layer: "as it is" if own is None else f"{format_bits(own[0])} → {format_bits(own[1])}",
+        "other layers": others,
     }  # fmt: skip
 
 

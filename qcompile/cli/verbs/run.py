@@ -21,6 +21,7 @@ def command(
         typer.Option("-o", "--out", metavar="FILE", help=".npz to write, one float32 array per output."),
     ] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Most samples to run.")] = None,
+    device: options.Device = None,
     images_mean: options.ImagesMean = None,
     images_std: options.ImagesStd = None,
     images_resize: options.ImagesResize = None,
@@ -37,8 +38,11 @@ def command(
         from qcompile.artifact.files import write_file
         from qcompile.data import load_batches
         from qcompile.data.npz import npz_bytes
+        from qcompile.target.device import parse_device
 
         opened = artifacts.load(artifact)
+        if device is not None:
+            opened = opened.on(parse_device(device))
         images = options.preprocessing(images_mean, images_std, images_resize, images_crop, images_bgr)
         dataset = load_batches(options.source(data, images), opened.graph.inputs, limit=samples)
         parts, done = [], 0

@@ -18,6 +18,7 @@ def command(
         str | None,
         typer.Option("--data", metavar="PATH", help="Samples to compare; without it the golden ones in the artifact."),
     ] = None,
+    device: options.Device = None,
     images_mean: options.ImagesMean = None,
     images_std: options.ImagesStd = None,
     images_resize: options.ImagesResize = None,
@@ -38,7 +39,7 @@ def command(
 
         images = options.preprocessing(images_mean, images_std, images_resize, images_crop, images_bgr)
         ui.stages("verify", 0, 0)
-        found = api.verify(artifact, data=None if data is None else options.source(data, images))
+        found = api.verify(artifact, data=None if data is None else options.source(data, images), device=device)
         bad = bool(found["differing_integers"] or found["float_operations"])
 
         def show(console: Console) -> None:
