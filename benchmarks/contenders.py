@@ -57,6 +57,7 @@ PEAK = Contender("peak", "peak", "", needs="avx512_vnni")
 CONTENDERS = (
     Contender("qcompile w8a8", "qcompile", "w8a8.qc"),
     Contender("qcompile w8a8, float in and out", "qcompile-float", "w8a8.qc"),
+    Contender("qcompile w8a8 + amx", "qcompile", "w8a8-amx.qc", amx=True, needs="amx_int8"),
     Contender("qcompile 70 %", "qcompile", "budget.qc"),
     Contender("qcompile fastest", "qcompile", "fastest.qc"),
     Contender("onnxruntime fp32", "onnxruntime", "fixed.onnx"),
@@ -71,11 +72,35 @@ CONTENDERS = (
 )
 
 
-def chosen(flags: Iterable[str], names: Iterable[str] = ()) -> list[Contender]:
-    """The rows that make sense on a processor with these features; of them those whose names start as given."""
+CAPPED = {
+    "avx2": (
+        Contender("qcompile w8a8", "qcompile", "avx2-w8a8.qc"),
+        Contender("qcompile w8a8, float in and out", "qcompile-float", "avx2-w8a8.qc"),
+        Contender("qcompile w4a4", "qcompile", "avx2-w4a4.qc"),
+        Contender("openvino fp32", "openvino", "fixed.onnx", isa="AVX2"),
+        Contender("openvino int8", "openvino", "nncf.xml", isa="AVX2", instead="qdq.onnx"),
+        # onnxruntime has no switch: its rows show what it does with all the processor offers but AMX.
+        Contender("onnxruntime qdq, not capped", "onnxruntime", "qdq.onnx"),
+    )
+}
+"""Rows for processors with less than this one: `--isa` of the latency benchmark → rows."""
+
+PRECISIONS = {"avx2": ("w8a8", "w4a4")}
+"""Uniform precisions of our artifacts for those."""
+
+PLANNED = frozenset({"budget.qc", "fastest.qc"})
+"""Artifacts that only `--plans` makes."""
+
+
+def chosen(flags: Iterable[str], names: Iterable[str] = (), isa: str | None = None) -> list[Contender]:
+    """The rows that make sense on a processor with these features; of them those whose names start as given.
+
+    Args:
+        isa: a key of `CAPPED`, or None for all the processor offers.
+    """
     have, starts = set(flags), tuple(names)
     return [
         c
-        for c in CONTENDERS
+        for c in (CONTENDERS if isa is None else CAPPED[isa])
         if (c.needs is None or c.needs in have) and (not starts or c.is_ours or c.name.startswith(starts))
     ]

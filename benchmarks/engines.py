@@ -63,8 +63,17 @@ def load_qcompile(model: Path, threads: int, precision: str) -> Loaded:
     """An artifact: from integer input to integer output."""
     from qcompile.artifact import load
 
-    executable = load(model).executable
-    return Loaded(lambda calls: executable.measure(threads, calls).median, versions(_OURS))
+    artifact = load(model)
+    executable = artifact.executable
+    return Loaded(lambda calls: executable.measure(threads, calls).median, versions(_OURS), running_bytes(artifact))
+
+
+def running_bytes(artifact: Any) -> dict[str, int]:
+    """Memory a running artifact works in: packed parameters and arena, from its manifest."""
+    build = artifact.manifest.build
+    return {
+        name: int(build[f"{name}_memory_bytes"]) for name in ("parameter", "arena") if f"{name}_memory_bytes" in build
+    }
 
 
 def load_qcompile_float(model: Path, threads: int, precision: str) -> Loaded:

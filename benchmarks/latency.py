@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="fewer and shorter turns")
     made.add_argument("--tuned", action="store_true", help="qcompile: choose kernels by measuring them")
     made.add_argument("--plans", action="store_true", help="qcompile: also planned bit widths (implies --tuned)")
+    made.add_argument("--isa", choices=sorted(contenders.CAPPED), help="compare on what this instruction set offers")
     made.add_argument("--peer-python", default=sys.executable, help="interpreter of the peers' environment")
     made.add_argument("--work", type=Path, default=Path("build/bench"), help="folder for models and artifacts")
     made.add_argument("--no-prepare", action="store_true", help="time what an earlier run has prepared")
@@ -48,6 +49,8 @@ def prepare(network: str, options: argparse.Namespace) -> str | None:
     command = [sys.executable, "-m", "benchmarks.prepare", network, str((options.work / network).resolve())]
     command += ["--peer-python", options.peer_python]
     command += [f"--{name}" for name in ("tuned", "plans") if getattr(options, name)]
+    if options.isa is not None:
+        command += ["--isa", options.isa]
     if options.pack is not None:
         command += ["--pack", str(options.pack.resolve())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -92,9 +95,17 @@ class OtherProcesses:
 
 
 def race(
-    network: str, folder: Path, entrants: Sequence[Contender], threads: int, *, rounds: int, turn: float, peers: str
+    network: str,
+    folder: Path,
+    entrants: Sequence[Contender],
+    threads: int,
+    *,
+    rounds: int,
+    turn: float,
+    peers: str,
+    capped: bool = False,
 ) -> report.Result:
-    """Time the contenders in turns, round after round."""
+    """Time the contenders in turns, round after round; `capped` where they may not use the whole processor."""
     prepared = json.loads((folder / PREPARED).read_text())
     rows = [report.Row(c, note=prepared["notes"].get(c.model, "")) for c in entrants]
     result = report.Result(network, threads, prepared["macs"], rows)
@@ -109,10 +120,11 @@ def race(
             if row.contender.find(folder) != folder / row.contender.model:
                 row.note = f"runs {row.contender.instead}; {row.note}"
             row.amx = worker.ready["amx"]
-            row.facts = {key: worker.ready[key] for key in ("packages", "facts")}
+            row.facts = {key: worker.ready[key] for key in ("packages", "facts", "memory")}
             running.append((row, worker, calls_for(worker.ready["seconds"], turn)))
         try:
-            peak = stack.enter_context(start(contenders.PEAK, folder, 1, peers))
+            # The loop of dot products has 512 bits; a share of it says nothing about less.
+            peak = None if capped else stack.enter_context(start(contenders.PEAK, folder, 1, peers))
         except WorkerError:
             peak = None
         workers = [worker for _, worker, _ in running] + ([] if peak is None else [peak])
@@ -134,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     networks = named or [*IMAGENET, *(pack_networks(options.pack) if options.pack is not None else ())]
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     turn = QUICK_TURN_SECONDS if options.quick else TURN_SECONDS
-    entrants = contenders.chosen(cpu_flags(), [name for name in options.engines.split(",") if name])
+    entrants = contenders.chosen(cpu_flags(), [name for name in options.engines.split(",") if name], options.isa)
     if not options.plans:
-        entrants = [c for c in entrants if not c.is_ours or c.model == "w8a8.qc"]
+        entrants = [c for c in entrants if c.model not in contenders.PLANNED]
     machine, results, failed = conditions(), [], []
     print(json.dumps(machine), flush=True)
     for network in networks:
@@ -145,8 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         for threads in map(int, options.threads.split(",")):
             result = race(
-                network, options.work / network, entrants, threads, rounds=rounds, turn=turn, peers=options.peer_python
-            )
+                network, options.work / network, entrants, threads, rounds=rounds, turn=turn, peers=options.peer_python,
+                capped=options.isa is not None,
+            )  # fmt: skip
             results.append(result)
             print(f"\n{report.format_result(result)}", flush=True)
             if options.json is not None:

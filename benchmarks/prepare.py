@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from benchmarks import contenders
 from benchmarks.pool import ROOT
 
 PREPARED = "prepared.json"
@@ -30,6 +31,7 @@ BUDGET = 0.7
 """Latency budget of the planned artifact, relative to uniform 8 bits."""
 
 _PEERS = {"qdq.onnx": "qdq", "qoperator.onnx": "qoperator", "nncf.xml": "nncf"}
+_AMX = "x86-amx"
 _SAME_NETWORK = ("_bn", "_dynamo")
 """Endings of pack files that hold another file's network, exported differently."""
 
@@ -45,6 +47,7 @@ class Preparation:
         peer_python: interpreter of the environment that holds the peers.
         tuned: choose kernels by measuring them.
         plans: also make the artifacts with planned bit widths.
+        isa: a key of `benchmarks.contenders.CAPPED`: artifacts for processors that have no more than this.
     """
 
     network: str
@@ -53,6 +56,7 @@ class Preparation:
     peer_python: str
     tuned: bool = False
     plans: bool = False
+    isa: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -66,12 +70,12 @@ class Preparation:
     def run(self) -> None:
         """Make what is missing; our own artifacts are always made again."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write_source()
+        self.write_source()
         self._quantize_peers()
         macs = self._compile()
         (self.folder / PREPARED).write_text(json.dumps({"macs": macs, "notes": self.notes}))
 
-    def _write_source(self) -> None:
+    def write_source(self) -> None:
         from benchmarks import networks
 
         if self.network in networks.NETWORKS:
@@ -116,12 +120,21 @@ class Preparation:
         """Our artifacts; the number of multiply-adds of the network."""
         from qcompile.errors import QcompileError
 
+        measure = self.tuned or self.plans
+        if self.isa is not None:
+            for precision in contenders.PRECISIONS[self.isa]:
+                file, target = f"{self.isa}-{precision}.qc", f"x86-{self.isa}"
+                result = self._artifact(file, target=target, uniform=precision, measure=measure)
+                self.notes[file] = "" if measure else "kernels not tuned"
+            graph = result.artifact.graph
+            return sum(node_macs(graph, node) for node in graph.nodes)
         for stale in self.folder.glob("*.qc"):
             shutil.rmtree(stale)
-        measure = self.tuned or self.plans
         result = self._artifact("w8a8.qc", uniform="w8a8", measure=measure)
+        if _has_amx():
+            self._artifact("w8a8-amx.qc", target=_AMX, uniform="w8a8", measure=measure)
         if not measure:
-            self.notes["w8a8.qc"] = "kernels not tuned"
+            self.notes |= dict.fromkeys(("w8a8.qc", "w8a8-amx.qc"), "kernels not tuned")
         if self.plans and result.measured_ms is not None:
             try:
                 self._artifact("budget.qc", latency=BUDGET * result.measured_ms * 1e-3)
@@ -137,9 +150,19 @@ class Preparation:
     def _artifact(self, file: str, **options: Any) -> Any:
         from qcompile import api
 
-        return api.compile(
-            self.source, target="cpu", calib=self.calib, out=self.folder / file, overwrite=True, **options
-        )  # fmt: skip
+        named = {"target": capped_target(), **options}
+        return api.compile(self.source, calib=self.calib, out=self.folder / file, overwrite=True, **named)
+
+
+def _has_amx() -> bool:
+    from qcompile.pm.registry import host_target
+
+    return host_target().name == _AMX
+
+
+def capped_target() -> str:
+    """This processor's target, without AMX."""
+    return "x86-vnni" if _has_amx() else "cpu"
 
 
 def load_pack(pack: Path) -> ModuleType:
@@ -215,8 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--tuned", action="store_true")
     parser.add_argument("--plans", action="store_true")
+    parser.add_argument("--isa", choices=sorted(contenders.CAPPED))
     o = parser.parse_args(arguments)
-    Preparation(o.network, o.folder, o.pack, o.peer_python, o.tuned, o.plans).run()
+    Preparation(o.network, o.folder, o.pack, o.peer_python, o.tuned, o.plans, o.isa).run()
     return 0
 
 

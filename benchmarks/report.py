@@ -37,6 +37,12 @@ class Row:
         return statistics.median(self.seconds) if self.seconds else None
 
     @property
+    def mebibytes(self) -> float | None:
+        """What loading and running the model added to the process, at its peak; None where nobody knows."""
+        held = self.facts.get("memory") or {}
+        return None if None in (held.get("peak"), held.get("before")) else (held["peak"] - held["before"]) / 2**20
+
+    @property
     def spread(self) -> float:
         """Width of the middle half of the rounds, relative to the median."""
         if len(self.seconds) < 2:
@@ -115,7 +121,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 def format_result(result: Result) -> str:
     """The table of one network."""
     vnni, any_ = result.best_peer(amx=False), result.best_peer(amx=True)
-    lines = [("engine", "ms", "spread", "/ int8 peer", "/ with amx", "of peak", "notes")]
+    lines = [("engine", "ms", "spread", "/ int8 peer", "/ with amx", "of peak", "MiB", "notes")]
     for row in result.rows:
         notes = [note for note in ("amx" if row.amx else "", row.note) if note]
         notes += ["best int8 peer"] if row is vnni else []
@@ -128,6 +134,7 @@ def format_result(result: Result) -> str:
                 _number(ratio(row, vnni), 2),
                 _number(ratio(row, any_), 2),
                 "-" if share is None else f"{100 * share:.0f} %",
+                _number(row.mebibytes, 0),
                 "; ".join(notes),
             )
         )
@@ -139,20 +146,21 @@ def format_result(result: Result) -> str:
 
 
 def format_summary(results: Sequence[Result]) -> str:
-    """qcompile beside the best int8 peer, one line for each network."""
+    """qcompile beside the best int8 peer, one line for each network; `with amx` compares the best either has."""
     lines = [("network", "threads", "qcompile ms", "peer ms", "ratio", "float io", "with amx", "peer")]
     for result in results:
         ours = next((r for r in result.rows if r.contender.engine == "qcompile"), None)
+        tiles = next((r for r in result.rows if r.contender.is_ours and r.contender.amx and r.seconds), ours)
         floats = next((r for r in result.rows if r.contender.engine == "qcompile-float"), None)
         vnni, any_ = result.best_peer(amx=False), result.best_peer(amx=True)
-        if ours is None or ours.median is None:
+        if ours is None or tiles is None or ours.median is None:
             continue
         peer = None if vnni is None else vnni.median
         lines.append(
             (
                 result.network, str(result.threads), _number(ours.median * 1e3, 3),
                 _number(None if peer is None else peer * 1e3, 3), _number(ratio(ours, vnni), 2),
-                _number(None if floats is None else ratio(floats, vnni), 2), _number(ratio(ours, any_), 2),
+                _number(None if floats is None else ratio(floats, vnni), 2), _number(ratio(tiles, any_), 2),
                 "-" if vnni is None else vnni.contender.name,
             )
         )  # fmt: skip

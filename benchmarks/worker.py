@@ -1,6 +1,7 @@
 """One engine with one model in a process of its own: `python -m benchmarks.worker ENGINE MODEL`.
 
-It loads, warms up, and prints one line of JSON: {"ready": true, "seconds": of a call, "amx", "packages", "facts"}.
+It loads, warms up, and prints one line of JSON: {"ready": true, "seconds": of a call, "amx", "packages", "facts",
+"memory": bytes {"before" the engine was loaded, "now", "peak"}}.
 Then, for each line of standard input that holds a number K, it times K calls and prints {"median": seconds}.
 It ends where its input ends.  What the engine itself prints goes to standard error.
 """
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import amx
+from benchmarks.conditions import memory
 from benchmarks.engines import ENGINES
 
 WARM_UP = 5
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.dup2(2, 1)
     if options.no_amx:
         amx.refuse()
+    before = memory().get("now")
     try:
         loaded = ENGINES[options.engine](options.model, options.threads, options.precision)
         seconds = loaded.timer(WARM_UP)
@@ -43,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {(str(error).splitlines() or ['?'])[0]}", file=sys.stderr)
         return 1
     ready = {
-        "ready": True, "seconds": seconds, "amx": amx.granted(), "packages": loaded.packages, "facts": loaded.facts
+        "ready": True, "seconds": seconds, "amx": amx.granted(), "packages": loaded.packages, "facts": loaded.facts,
+        "memory": {"before": before, **memory()},
     }  # fmt: skip
     print(json.dumps(ready), file=answers)
     for line in sys.stdin:

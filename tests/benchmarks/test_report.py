@@ -120,5 +120,26 @@ def test_rows_without_amx_are_capped() -> None:
     def is_capped(c: Contender) -> bool:
         return c.engine != "openvino" or "ONEDNN_MAX_CPU_ISA" in c.environment
 
-    assert all(is_capped(c) != c.amx or c.engine == "onnxruntime" for c in CONTENDERS)
+    assert all(is_capped(c) != c.amx or c.engine != "openvino" for c in CONTENDERS)
     assert len({c.name for c in CONTENDERS}) == len(CONTENDERS)
+
+
+def test_summary_compares_our_amx_row_where_there_is_one(result: Result) -> None:
+    result.rows.append(row("qcompile w8a8 + amx", 0.25, 0.25, 0.25, amx=True))
+    cells = [cell.strip() for cell in format_summary([result]).splitlines()[2].split("|")[1:-1]]
+    assert cells[2:7] == ["1.000", "2.000", "0.50", "0.75", "0.50"]
+
+
+def test_memory_is_what_the_model_added(result: Result) -> None:
+    ours = result.rows[0]
+    assert ours.mebibytes is None
+    ours.facts = {"memory": {"before": 10 << 20, "now": 20 << 20, "peak": 33 << 20}}
+    assert ours.mebibytes == 23.0
+    assert "MiB" in format_result(result).splitlines()[2]
+
+
+def test_less_than_the_processor_offers_compares_with_peers_held_to_it() -> None:
+    rows = chosen({"avx512_vnni", "amx_int8"}, isa="avx2")
+    assert {c.model for c in rows if c.is_ours} == {"avx2-w8a8.qc", "avx2-w4a4.qc"}
+    assert all(c.isa == "AVX2" for c in rows if c.engine == "openvino")
+    assert any(c.is_int8_peer for c in rows)

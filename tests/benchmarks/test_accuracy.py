@@ -1,0 +1,26 @@
+"""The accuracy table's own arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.accuracy import budget, paired_error
+
+
+def test_only_samples_that_differ_count() -> None:
+    """Planted: 100 samples, 6 lost and 2 gained: the variance of the mean of −1, 0, 1 with these counts."""
+    one = np.ones(100, bool)
+    one[:2] = False
+    other = np.ones(100, bool)
+    other[2:8] = False
+    differences = other.astype(int) - one.astype(int)
+    assert paired_error(one, other) == pytest.approx(differences.std() / math.sqrt(100))
+    assert paired_error(one, one) == 0.0
+
+
+def test_budgets_are_shares_of_the_8_bit_bytes() -> None:
+    assert budget("mixed50", 1001) == 500
+    assert budget("mixed40", 1000) == 400
