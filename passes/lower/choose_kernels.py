@@ -86,4 +86,4 @@ def fastest(offered: Sequence[str], seconds: Mapping[str, float]) -> str:
     if first not in seconds:
         return first
     best = min(seconds, key=lambda v: (seconds[v], v))
-    return first if seconds.get(first, float("inf")) * (1 - MARGIN) <= seconds[best] else best
+    return first if seconds[first] * (1 - MARGIN) <= seconds[best] else best

@@ -16,7 +16,7 @@ from targets._tvm.kernels.conv_direct import Geometry, geometry_of
 from targets._tvm.kernels.epilogue import Epilogue, store
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import spans
-from targets._tvm.kernels.window import is_depthwise
+from targets._tvm.kernels.window import holds_padding, is_depthwise
 
 _TILE = 2
 """Pixels and output channels of a tile."""
@@ -26,9 +26,8 @@ _UNROLLED_TAPS = 9
 
 def _padded(ctx: Context, node: Node) -> bool:
     """Whether the frame of the input holds every padding pixel, with the value the operator wants."""
-    layout, pad = ctx.layout(node.inputs[0]), node.attrs.ints("pad")
-    covered = all(h >= p for h, p in zip(layout.halo, pad, strict=True))
-    return layout.channels_last and covered and (not any(pad) or layout.fill == node.attrs.int("pad_value"))
+    layout = ctx.layout(node.inputs[0])
+    return layout.channels_last and holds_padding(layout, node.attrs.ints("pad"), node.attrs.int("pad_value"))
 
 
 def is_legal(ctx: Context) -> bool:

@@ -17,6 +17,7 @@ from qcompile.errors import TargetError
 COMPILER = "nvcc"
 QUIET = ("-diag-suppress", "177")
 """No remarks on device functions that a program does not need."""
+_SOURCE = "kernels.cu"
 _ENVIRONMENT = "CUDA_HOME"
 _FLOAT = re.compile(r"\.(?:f16x?2?|bf16x?2?|f32x?2?|f64|tf32|e4m3\w*|e5m2\w*)\b")
 
@@ -62,37 +63,29 @@ def compiler_version() -> str:
     return f"{COMPILER} {found[1] if found else 'unknown'}"
 
 
-def _run(arguments: Sequence[str]) -> None:
-    done = subprocess.run([find_compiler(), *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise TargetError(f"the CUDA compiler failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+def _compiled(text: str, output: str, *arguments: str) -> bytes:
+    """The file that nvcc makes of a source."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / _SOURCE).write_text(text)
+        # The file's path would enter the binary; a relative one is the same everywhere.
+        command = [find_compiler(), "-O3", "-std=c++17", *QUIET, *arguments, "-o", output, _SOURCE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        if done.returncode:
+            raise TargetError(f"the CUDA compiler failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+        return (Path(folder) / output).read_bytes()
 
 
 def fat_binary(text: str, architectures: Sequence[str]) -> bytes:
     """Machine code for every architecture, and PTX of the newest for those to come."""
-    with TemporaryDirectory() as folder:
-        source, output = Path(folder) / "kernels.cu", Path(folder) / "kernels.fatbin"
-        source.write_text(text)
-        numbers = [a.removeprefix("sm_") for a in architectures]
-        codes = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
-        codes.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
-        # The file's path would enter the binary; a relative one is the same everywhere.
-        done = subprocess.run(
-            [find_compiler(), "-fatbin", "-O3", "-std=c++17", *QUIET, *codes, "-o", output.name, source.name],
-            capture_output=True, text=True, check=False, cwd=folder,
-        )  # fmt: skip
-        if done.returncode:
-            raise TargetError(f"the CUDA compiler failed: {(done.stderr or done.stdout).strip()[-2000:]}")
-        return output.read_bytes()
+    numbers = [a.removeprefix("sm_") for a in architectures]
+    codes = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
+    codes.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
+    return _compiled(text, "kernels.fatbin", "-fatbin", *codes)
 
 
 def ptx(text: str, architecture: str) -> str:
     """The assembly of one architecture."""
-    with TemporaryDirectory() as folder:
-        source, output = Path(folder) / "kernels.cu", Path(folder) / "kernels.ptx"
-        source.write_text(text)
-        _run(["-ptx", "-O3", "-std=c++17", *QUIET, f"-arch={architecture}", "-o", str(output), str(source)])
-        return output.read_text()
+    return _compiled(text, "kernels.ptx", "-ptx", f"-arch={architecture}").decode()
 
 
 def float_operations(listing: str) -> list[str]:

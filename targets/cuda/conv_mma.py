@@ -23,7 +23,7 @@ from targets._tvm.builder import Builder, Expr, cast, const
 from targets._tvm.context import Context, Emitted
 from targets._tvm.kernels.conv_direct import geometry_of
 from targets._tvm.kernels.epilogue import Epilogue, per_channel
-from targets._tvm.kernels.window import is_depthwise
+from targets._tvm.kernels.window import holds_padding, is_depthwise
 
 GRANULE = 16
 """Bytes of one copy."""
@@ -64,14 +64,13 @@ def is_legal(ctx: Context) -> bool:
     node = ctx.anchor
     if node.op != "conv2d" or is_depthwise(ctx, node) or node.attrs.int("groups") != 1 or not per_channel(ctx):
         return False
-    layout, out, pad = ctx.layout(node.inputs[0]), ctx.out_layout, node.attrs.ints("pad")
-    covered = all(h >= p for h, p in zip(layout.halo, pad, strict=True))
-    filled = not any(pad) or layout.fill == node.attrs.int("pad_value")
+    layout, out = ctx.layout(node.inputs[0]), ctx.out_layout
+    padded = holds_padding(layout, node.attrs.ints("pad"), node.attrs.int("pad_value"))
     whole = layout.channels_last and out.channels_last and not layout.pixel % GRANULE and not out.pixel % GRANULE
     bytes_ = layout.dtype != "i32" and out.dtype != "i32" and ctx.kernel.epilogue is not None
     # Copies are aligned only in the arena.
     placed = ctx.program.buffers[node.inputs[0]].place == ctx.program.buffers[ctx.kernel.name].place == "arena"
-    return covered and filled and whole and bytes_ and placed
+    return padded and whole and bytes_ and placed
 
 
 class ImplicitGemm:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import tvm
 from tvm import tirx as tir
 
 from targets._tvm.builder import const
@@ -33,7 +32,6 @@ def spread(func: Any) -> tuple[Any, int]:
     thread, stride = tir.Var(THREAD, "int32"), tir.Var(STRIDE, "int32")
     statements: list[Any] = []
     most = 1
-    bound: list[Any] = []
     for stmt in func.body.seq:
         for one in stmt.seq if isinstance(stmt, tir.SeqStmt) else [stmt]:
             if isinstance(one, tir.For):
@@ -43,7 +41,6 @@ def spread(func: Any) -> tuple[Any, int]:
             elif isinstance(one, tir.BufferStore | tir.Evaluate):
                 statements.append(tir.IfThenElse(thread < 1, one, None))
             else:
-                bound.append(one)
                 statements.append(one)
     made = tir.PrimFunc(func.params, tir.SeqStmt(statements), ret_type=func.ret_type).with_attrs(dict(func.attrs))
     return made, min(MOST_BLOCKS, -(-most // THREADS))
@@ -75,8 +72,3 @@ def _shared(nest: Any, thread: Any, stride: Any) -> tuple[Any, int]:
     body.append(tir.IfThenElse(index < const(total), tir.SeqStmt(inner), None))
     turns = tir.floordiv(const(total - 1) + stride, stride)
     return tir.For(turn, const(0), turns, tir.ForKind.SERIAL, tir.SeqStmt(body)), total
-
-
-def uniform_type(dtype: str) -> Any:
-    """A scalar type of TIR."""
-    return tvm.ir.PrimType(dtype)

@@ -20,7 +20,7 @@ from targets._tvm.isa import input_offset
 from targets._tvm.kernels.epilogue import Epilogue, per_channel, store
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
-from targets._tvm.kernels.window import is_depthwise
+from targets._tvm.kernels.window import holds_padding, is_depthwise
 from targets._tvm.packing import STEP, first_channel, input_width
 from targets._tvm.tir_kit import in_order, narrowed
 
@@ -53,12 +53,10 @@ def is_legal(ctx: Context) -> bool:
     if node.op != "conv2d" or is_depthwise(ctx, node):
         return False
     layout, out = ctx.layout(node.inputs[0]), ctx.out_layout
-    pad = node.attrs.ints("pad")
-    covered = all(h >= p for h, p in zip(layout.halo, pad, strict=True))
-    filled = not any(pad) or layout.fill == node.attrs.int("pad_value")
+    padded = holds_padding(layout, node.attrs.ints("pad"), node.attrs.int("pad_value"))
     last = all(ctx.layout(v).channels_last for v in ctx.kernel.inputs) and out.channels_last
     nested = shared_blocks(ctx.const(node, "w"), node.attrs.int("groups"), ctx.isa.lanes) > 0
-    return last and layout.dtype != "i32" and covered and filled and nested
+    return last and layout.dtype != "i32" and padded and nested
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from targets._tvm.isa import input_offset
 from targets._tvm.kernels.epilogue import Epilogue, choose_scale, per_channel
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import spans
-from targets._tvm.kernels.window import is_depthwise
+from targets._tvm.kernels.window import holds_padding, is_depthwise
 from targets._tvm.packing import STEP, circular_groups
 from targets._tvm.tir_kit import narrowed
 
@@ -37,12 +37,11 @@ def is_legal(ctx: Context) -> bool:
     node, requant = ctx.anchor, ctx.kernel.epilogue
     if node.op != "conv2d" or requant is None or len(requant.inputs) > 1 or requant.const("mneg"):
         return False
-    layout, out, pad = ctx.layout(node.inputs[0]), ctx.out_layout, node.attrs.ints("pad")
+    layout, out = ctx.layout(node.inputs[0]), ctx.out_layout
     bytewise = layout.dtype != "i32" and out.dtype != "i32"
     whole = layout.pixel == out.pixel > 0 and out.pixel % GROUP == 0
-    covered = all(h >= p for h, p in zip(layout.halo, pad, strict=True))
-    filled = not any(pad) or layout.fill == node.attrs.int("pad_value")
-    if not (is_depthwise(ctx, node) and bytewise and whole and covered and filled and per_channel(ctx)):
+    padded = holds_padding(layout, node.attrs.ints("pad"), node.attrs.int("pad_value"))
+    if not (is_depthwise(ctx, node) and bytewise and whole and padded and per_channel(ctx)):
         return False
     w = ctx.const(node, "w")
     small = w.shape[2] * w.shape[3] <= _LARGEST_WINDOW

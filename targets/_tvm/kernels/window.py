@@ -9,12 +9,19 @@ import numpy as np
 from tvm import tirx as tir
 
 from qcompile.ir import Node, storage
+from qcompile.target.program import Layout
 from targets._tvm.builder import Expr, cast, const, vec
 from targets._tvm.context import Context, Stored
 from targets._tvm.kernels.epilogue import load_at
 
 _UNROLLED_TAPS = 25
 """Windows up to 5×5 are unrolled, so that their constants stay in registers."""
+
+
+def holds_padding(layout: Layout, pad: Sequence[int], fill: int) -> bool:
+    """Whether windows that reach `pad` (top, left, bottom, right) over the border read `fill` there without a test."""
+    covered = layout.channels_last and all(h >= p for h, p in zip(layout.halo, pad, strict=True))
+    return not any(pad) or (covered and layout.fill == fill)
 
 
 class Window:
@@ -29,8 +36,7 @@ class Window:
         self.fill = fill
         self.source: Stored = ctx.stored(node.inputs[0])
         layout = self.source.layout
-        covered = layout.channels_last and all(h >= p for h, p in zip(layout.halo, self.pad, strict=True))
-        self.tested = any(self.pad) and not (covered and layout.fill == fill)
+        self.tested = not holds_padding(layout, self.pad, fill)
 
     def read(self, c: Expr, h: Expr, w: Expr, kh: Any, kw: Any, lanes: int) -> Expr:
         """The element(s) under one tap of the window at output pixel (h, w)."""

@@ -30,6 +30,7 @@ from targets._tvm.kernels.bounds import accumulator_bound
 from targets._tvm.kernels.epilogue import Epilogue, choose_scale, per_channel, store
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
+from targets._tvm.kernels.window import holds_padding
 from targets._tvm.packing import STEP, WINOGRAD_OFFSET, winograd_transform
 from targets._tvm.tir_kit import in_order, narrowed
 
@@ -115,11 +116,10 @@ def is_legal(ctx: Context, form: Form) -> bool:
     plain = w.shape[2:] == (3, 3) and attrs.ints("stride") == attrs.ints("dilation") == (1, 1)
     if not plain or attrs.int("groups") != 1:
         return False
-    layout, out, pad = ctx.layout(node.inputs[0]), ctx.out_layout, attrs.ints("pad")
-    covered = all(h >= p for h, p in zip(layout.halo, pad, strict=True))
-    filled = not any(pad) or layout.fill == attrs.int("pad_value")
+    layout, out = ctx.layout(node.inputs[0]), ctx.out_layout
+    padded = holds_padding(layout, attrs.ints("pad"), attrs.int("pad_value"))
     last = all(ctx.layout(v).channels_last for v in ctx.kernel.inputs) and out.channels_last
-    if not (covered and filled and last) or layout.dtype == "i32" or layout.pixel < _width(w.shape[1]):
+    if not (padded and last) or layout.dtype == "i32" or layout.pixel < _width(w.shape[1]):
         return False
     highest = int_range(layout.dtype)[1]
     if highest > form.largest_input or int(np.abs(winograd_transform(w, form.m)).max()) > form.largest_weight:
