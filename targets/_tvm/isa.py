@@ -99,6 +99,18 @@ class Rounding:
         raise NotImplementedError
 
 
+class Threads:
+    """Base of an instruction set whose lanes are computed one by one: a table costs no more than a load, nothing is
+    wider than `lanes`, and neighbours in memory are best computed at the same time."""
+
+    __slots__ = ()
+
+
+def widest(isa: Isa, default: int) -> int:
+    """Elements of the widest vector that is loaded or stored; `default` where registers decide."""
+    return isa.lanes if isinstance(isa, Threads) else default
+
+
 @dataclass(frozen=True, slots=True)
 class PortableIsa:
     """Plain vector arithmetic: right everywhere, fast nowhere in particular."""

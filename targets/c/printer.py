@@ -26,12 +26,12 @@ static inline int64_t q_max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 _TYPES = {"bool": "int", **{f"{s}int{bits}": f"{s}int{bits}_t" for s in ("", "u") for bits in (8, 16, 32, 64)}}
 
-_BINARY: Mapping[type, str] = {
+BINARY: Mapping[type, str] = {
     tir.Add: "+", tir.Sub: "-", tir.Mul: "*", tir.Mod: "%", tir.Div: "/", tir.FloorDiv: "/", tir.FloorMod: "%",
     tir.EQ: "==", tir.NE: "!=", tir.LT: "<", tir.LE: "<=", tir.GT: ">", tir.GE: ">=", tir.And: "&&", tir.Or: "||",
-    tir.RShift: ">>", tir.BitwiseAnd: "&", tir.BitwiseOr: "|",
+    tir.RShift: ">>", tir.BitwiseAnd: "&", tir.BitwiseOr: "|", tir.BitwiseXor: "^",
 }  # fmt: skip
-"""Division is of indices only, which are never negative, so floor and truncation agree."""
+"""Operators.  Division is of indices only, which are never negative, so floor and truncation agree."""
 
 _LIMIT = 1 << 31
 
@@ -110,11 +110,11 @@ class Printer:
         if isinstance(s, tir.For):
             name = str(s.loop_var.name)
             body = self._block(s.body)
-            head = f"for (int32_t {name} = {self._expr(s.min)}; {name} < {self._expr(s.extent)}; ++{name}) {{"
+            head = f"for (int32_t {name} = {self._control(s.min)}; {name} < {self._control(s.extent)}; ++{name}) {{"
             return [head, *body, "}"]
         if isinstance(s, tir.IfThenElse) and s.else_case is None:
             body = self._block(s.then_case)
-            return [f"if ({self._expr(s.condition)}) {{", *body, "}"]
+            return [f"if ({self._control(s.condition)}) {{", *body, "}"]
         if isinstance(s, tir.AllocBuffer):
             (size,) = s.buffer.shape
             return [f"{c_type(str(s.buffer.dtype))} {s.buffer.name}[{int(size)}];"]
@@ -123,6 +123,10 @@ class Printer:
         if isinstance(s, tir.Evaluate) and isinstance(s.value, tir.IntImm):
             return []
         raise InternalError(f"{self._name}: no C for the statement {type(s).__name__}")
+
+    def _control(self, e: Any) -> str:
+        """An expression that decides what runs."""
+        return self._expr(e)
 
     def _element(self, buffer: Any, indices: Any) -> str:
         (index,) = indices
@@ -140,8 +144,8 @@ class Printer:
             return self._element(e.source, e.indices)
         if isinstance(e, tir.Cast):
             return f"({c_type(str(e.ty.dtype))}){self._expr(e.value)}"
-        if type(e) in _BINARY:
-            return f"({self._expr(e.a)} {_BINARY[type(e)]} {self._expr(e.b)})"
+        if type(e) in BINARY:
+            return f"({self._expr(e.a)} {BINARY[type(e)]} {self._expr(e.b)})"
         if isinstance(e, tir.Min | tir.Max):
             width = 64 if str(e.ty.dtype) == "int64" else 32
             which = "min" if isinstance(e, tir.Min) else "max"

@@ -2,134 +2,30 @@
 
 Every expression is an array with one element for each thread of the launch; statements run in lockstep, so
 control flow that differs between threads becomes masks.  What a real device may do differently is checked
-instead: an access outside a buffer, and shared memory touched by two threads without a barrier between, are
-errors.  Asynchronous copies arrive only when their group is waited for.
+instead: an access outside a buffer, and memory touched by two threads with nothing that orders them, are errors (see
+`emulated`).  Asynchronous copies arrive when their group is waited for, and what they fill is nobody's before.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import tirx as tir
 from tvm.ir.expr import TensorLoad
 
 from qcompile.errors import InternalError
-from qcompile.ir import Array, storage
-from qcompile.target.program import Program
-from targets._tvm.context import Argument, Constant, Value
-from targets.cuda.backend import CudaBackend
-from targets.cuda.conv_mma import BLOCK, LANE, LANES, THREADS
-from targets.cuda.grid import STRIDE, THREAD
+from qcompile.ir import Array
+from targets.cuda import emulated_mma as mma
+from targets.cuda.block import BLOCK, LANE, LANES, SAMPLE, SAMPLES, THREADS, stride_name
+from targets.cuda.device import TOGETHER, VALUES
+from targets.cuda.emulated import Address, Mask, Memory, Order, Private, Shared, UndefinedError, Values
+from targets.cuda.grid import THREAD
 from targets.cuda.printer import Kernel
-
-Values = NDArray[Any]
-Mask = NDArray[np.bool_]
-
-
-class UndefinedError(InternalError):
-    """What would be undefined on a device."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Elements that threads point at: a buffer's memory, and an index for each thread."""
-
-    buffer: Memory
-    index: Values
-
-
-class Memory:
-    """Global memory: one flat array that all threads share."""
-
-    def __init__(self, name: str, data: Array) -> None:
-        self.name, self.data = name, data
-
-    def at(self, index: Values, mask: Mask) -> Values:
-        """Indices of the flat array; those of inactive threads are harmless."""
-        index = np.where(mask, index, 0)
-        if index.size and (index.min() < 0 or index.max() >= self.data.size):
-            raise UndefinedError(f"{self.name}: index {index.min()} to {index.max()} of {self.data.size} elements")
-        return index
-
-    def load(self, index: Values, mask: Mask) -> Values:
-        return np.asarray(self.data[self.at(index, mask)])
-
-    def store(self, index: Values, value: Values, mask: Mask) -> None:
-        at = self.at(index, mask)[mask]
-        if len(np.unique(at)) != len(at):
-            raise UndefinedError(f"{self.name}: two threads store to one element")
-        self.data[at] = value[mask]
-
-    def bytes_at(self, index: Values, mask: Mask, count: int) -> NDArray[np.intp]:
-        """(threads, elements) indices of `count` bytes from each thread's index."""
-        elements = count // self.data.itemsize
-        whole = index[:, None] + np.arange(elements)
-        if np.any((index * self.data.itemsize)[mask] % count):
-            raise UndefinedError(f"{self.name}: {count} bytes are not aligned")
-        return np.stack([self.at(column, mask) for column in whole.T], axis=1).astype(np.intp)
-
-
-class Private(Memory):
-    """Memory of each thread alone: a row for each."""
-
-    def __init__(self, name: str, threads: int, size: int, dtype: str) -> None:
-        super().__init__(name, np.zeros(threads * size, dtype))
-        self._size, self._rows = size, np.arange(threads) * size
-
-    def at(self, index: Values, mask: Mask) -> Values:
-        index = np.where(mask, index, 0)
-        if index.min() < 0 or index.max() >= self._size:
-            raise UndefinedError(f"{self.name}: index {index.min()} to {index.max()} of {self._size} elements")
-        return self._rows + index
-
-
-class Shared(Memory):
-    """Memory of each block, with a record of who touched what since the last barrier."""
-
-    def __init__(self, name: str, blocks: int, size: int, dtype: str) -> None:
-        super().__init__(name, np.zeros(blocks * size, dtype))
-        self._size, self._rows = size, np.repeat(np.arange(blocks) * size, THREADS)
-        self.barrier()
-
-    def barrier(self) -> None:
-        self._writer = np.full(self.data.size, -1)
-        self._reader = np.full(self.data.size, -1)
-
-    def at(self, index: Values, mask: Mask) -> Values:
-        index = np.where(mask, index, 0)
-        if index.min() < 0 or index.max() >= self._size:
-            raise UndefinedError(f"{self.name}: index {index.min()} to {index.max()} of {self._size} elements")
-        return self._rows + index
-
-    def note(self, at: Values, mask: Mask, threads: Values, *, store: bool) -> None:
-        """Record an access; `at` are indices of the flat array."""
-        places, who = at[mask], threads[mask]
-        written = self._writer[places]
-        if np.any((written >= 0) & (written != who)):
-            raise UndefinedError(f"{self.name}: no barrier after a store by another thread")
-        if store:
-            read = self._reader[places]
-            if np.any((read != -1) & (read != who)):
-                raise UndefinedError(f"{self.name}: no barrier after a load by another thread")
-            self._writer[places] = who
-        else:
-            before = self._reader[places]
-            self._reader[places] = np.where((before == -1) | (before == who), who, -2)
-
-    def load(self, index: Values, mask: Mask) -> Values:
-        at = self.at(index, mask)
-        self.note(at, mask, np.arange(len(at)), store=False)
-        return np.asarray(self.data[at])
-
-    def store(self, index: Values, value: Values, mask: Mask) -> None:
-        at = self.at(index, mask)
-        self.note(at, mask, np.arange(len(at)), store=True)
-        super().store(index, value, mask)
-
 
 _BINARY: Mapping[type, Callable[[Any, Any], Any]] = {
     tir.Add: np.add, tir.Sub: np.subtract, tir.Mul: np.multiply, tir.FloorDiv: np.floor_divide, tir.FloorMod: np.mod,
@@ -137,6 +33,7 @@ _BINARY: Mapping[type, Callable[[Any, Any], Any]] = {
     tir.EQ: np.equal, tir.NE: np.not_equal, tir.LT: np.less, tir.LE: np.less_equal, tir.GT: np.greater,
     tir.GE: np.greater_equal, tir.And: np.logical_and, tir.Or: np.logical_or,
     tir.RShift: np.right_shift, tir.LShift: np.left_shift, tir.BitwiseAnd: np.bitwise_and, tir.BitwiseOr: np.bitwise_or,
+    tir.BitwiseXor: np.bitwise_xor,
 }  # fmt: skip
 """Divisions are of indices, which are never negative."""
 
@@ -148,29 +45,42 @@ class Emulator:
     Args:
         kernel: printed or not, its function is what runs.
         arrays: what its pointers point at, changed in place.
+        counting: count bank conflicts, in `conflicts`.
+        backwards: blocks arrive at counters last one first.
+        synchronous: copies are loads and stores, as on sm_75.
+        samples: of a folded kernel.
+        strides: bytes from each of its pointers to that of the next sample.
     """
 
     kernel: Kernel
     arrays: list[Array]
-    _memory: dict[Any, Memory] = field(default_factory=dict)
-    _values: dict[Any, Values] = field(default_factory=dict)
-    _pending: list[list[Callable[[], None]]] = field(default_factory=lambda: [[]])
+    counting: bool = False
+    backwards: bool = False
+    synchronous: bool = False
+    samples: int = 1
+    strides: tuple[int, ...] = ()
+    _memory: dict[Any, Memory] = field(default_factory=dict, init=False)
+    _values: dict[Any, Values] = field(default_factory=dict, init=False)
+    _pending: list[list[Callable[[], None]]] = field(default_factory=lambda: [[]], init=False)
 
     def run(self) -> None:
         """Raises UndefinedError where a device might do something else."""
-        threads = self.kernel.blocks * THREADS
-        self._count = threads
+        blocks = self.kernel.blocks * self.samples
+        self._count = threads = blocks * THREADS
         every = np.arange(threads, dtype=np.int32)
+        block = every // THREADS
         self._places = {
-            BLOCK: every // THREADS, LANE: every % THREADS, THREAD: every,
-            STRIDE: np.full(threads, threads, dtype=np.int32),
+            BLOCK: block % self.kernel.blocks, LANE: every % THREADS, THREAD: every,
+            SAMPLE: block // self.kernel.blocks, SAMPLES: np.full(threads, self.samples, dtype=np.int32),
         }  # fmt: skip
-        given = iter(self.arrays)
+        self._order = Order(blocks)
+        given = iter(zip(self.arrays, self.strides or [0] * len(self.arrays), strict=True))
         for stmt in self.kernel.func.body.seq:
             for one in stmt.seq if isinstance(stmt, tir.SeqStmt) else [stmt]:
                 if isinstance(one, tir.DeclBuffer):
-                    array = next(given)
-                    self._memory[one.buffer] = Memory(str(one.buffer.name), array)
+                    array, stride = next(given)
+                    self._memory[one.buffer] = Memory(str(one.buffer.name), array, self._order)
+                    self._places[stride_name(one.buffer)] = np.full(threads, stride, dtype=np.int64)
         with np.errstate(over="ignore"):
             self._statement(self.kernel.func.body, np.ones(threads, dtype=bool))
 
@@ -199,7 +109,7 @@ class Emulator:
             (size,) = (int(n) for n in s.buffer.shape)
             name, dtype = str(s.buffer.name), str(s.buffer.dtype)
             if s.buffer.scope() == "shared":
-                self._memory[s.buffer] = Shared(name, self.kernel.blocks, size, dtype)
+                self._memory[s.buffer] = Shared(name, self._count // THREADS, size, dtype, counting=self.counting)
             else:
                 self._memory[s.buffer] = Private(name, self._count, size, dtype)
         elif isinstance(s, tir.Evaluate):
@@ -233,6 +143,8 @@ class Emulator:
         if operator == "address_of":
             (index,) = e.args[0].indices
             return Address(self._memory[e.args[0].source], self._expr(index, mask))
+        if operator == "call_extern":
+            return self._call(mask, str(e.args[0].value), [self._expr(a, mask) for a in e.args[1:]])
         binary = {"shift_right": np.right_shift, "shift_left": np.left_shift, "bitwise_and": np.bitwise_and}
         if operator in binary:
             return np.asarray(binary[operator](*(self._expr(a, mask) for a in e.args)))
@@ -243,100 +155,151 @@ class Emulator:
         a, b = self._expr(then, mask & chosen), self._expr(otherwise, mask & ~chosen)
         return np.asarray(np.where(chosen, a, b))
 
+    def _call(self, mask: Mask, name: str, arguments: list[Any]) -> Values:
+        """A device function that has a value."""
+        if name == "q_word":
+            (of,) = arguments
+            at = of.buffer.bytes_at(of.index, mask, 4)
+            return np.asarray(of.buffer.get(at, mask).view(np.int32).reshape(-1))
+        if name in TOGETHER and not mask.all():
+            raise UndefinedError(f"{name}: not all threads of a warp reach it")
+        with np.errstate(over="ignore"):
+            return VALUES[name](*arguments)
+
     # The device functions of `runtime`.
 
+    @property
+    def conflicts(self) -> Counter[int]:
+        """Turns that accesses of shared memory took beyond the first, by their width in bytes."""
+        memories = [memory for memory in self._memory.values() if isinstance(memory, Shared)]
+        return sum((memory.conflicts for memory in memories), Counter())
+
+    def _globals(self) -> list[Memory]:
+        return [memory for memory in self._memory.values() if memory.writer.size]
+
+    def _whole(self, mask: Mask, threads: int, what: str) -> Mask:
+        """Which groups of so many threads take part; raises where a group does so in part."""
+        groups = mask.reshape(-1, threads)
+        if np.any(groups.any(axis=1) != groups.all(axis=1)):
+            raise UndefinedError(f"{what} that not all threads reach")
+        return np.asarray(groups.all(axis=1))
+
     def q_sync(self, mask: Mask) -> None:
-        if not mask.all():
-            raise UndefinedError("a barrier that not all threads reach")
+        blocks = self._whole(mask, THREADS, "a barrier")
         for memory in self._memory.values():
             if isinstance(memory, Shared):
-                memory.barrier()
+                memory.barrier(blocks)
+        self._order.barrier(self._globals(), blocks)
 
-    def q_copy16(self, mask: Mask, to: Address, of: Address) -> None:
-        data = of.buffer.data[of.buffer.bytes_at(of.index, mask, 16)]
-        self._pending[-1].append(lambda: self._put16(mask, to, data))
+    def q_fence(self, mask: Mask) -> None:
+        self._order.fence(self._globals(), mask)
 
-    def _put16(self, mask: Mask, to: Address, data: Array) -> None:
-        memory = to.buffer
-        at = memory.bytes_at(to.index, mask, 16)
-        if isinstance(memory, Shared):
-            for column in at.T:
-                memory.note(column, mask, np.arange(self._count), store=True)
-        values = np.ascontiguousarray(data).view(np.uint8).view(memory.data.dtype)
-        memory.data[at[mask]] = values[mask]
+    def q_arrive(self, mask: Mask, counter: Address, last: Values, ticket: Address) -> None:
+        counts, tickets = counter.buffer.data, np.zeros(self._count, dtype=np.int32)
+        arriving = np.flatnonzero(mask)
+        for thread in arriving[::-1] if self.backwards else arriving:
+            place = int(counter.buffer.at(counter.index, mask)[thread])
+            tickets[thread] = counts[place]
+            counts[place] = 0 if counts[place] >= last[thread] else counts[place] + 1
+            self._order.arrive(self._globals(), int(thread), place)
+        ticket.buffer.store(ticket.index, tickets, mask)
+
+    def _copy(self, mask: Mask, to: Address, of: Address, count: int) -> None:
+        if self.synchronous:
+            self._store(mask, to, of, count)
+            return
+        data = of.buffer.get(of.buffer.bytes_at(of.index, mask, count), mask)
+        at = to.buffer.bytes_at(to.index, mask, count)
+        to.buffer.expect(at, mask)
+        self._pending[-1].append(lambda: to.buffer.put(at, data, mask))
+
+    q_copy4 = partialmethod(_copy, count=4)
+    q_copy8 = partialmethod(_copy, count=8)
+    q_copy16 = partialmethod(_copy, count=16)
+
+    def _fetch(self, mask: Mask, held: Address, to: Address, of: Address, count: int) -> None:
+        if self.synchronous:
+            self._store(mask, held, of, count)
+        else:
+            self._copy(mask, to, of, count)
+
+    q_fetch4 = partialmethod(_fetch, count=4)
+    q_fetch8 = partialmethod(_fetch, count=8)
+    q_fetch16 = partialmethod(_fetch, count=16)
+
+    def _land(self, mask: Mask, to: Address, held: Address, count: int) -> None:
+        if self.synchronous:
+            self._store(mask, to, held, count)
+
+    q_land4 = partialmethod(_land, count=4)
+    q_land8 = partialmethod(_land, count=8)
+    q_land16 = partialmethod(_land, count=16)
 
     def q_commit(self, mask: Mask) -> None:
         self._pending.append([])
 
-    def q_wait_but_one(self, mask: Mask) -> None:
-        # The last entry is the group still open, the one before the newest that was committed.
-        for group in self._pending[:-2]:
+    def _wait(self, mask: Mask, but: int) -> None:
+        # The last entry is the group still open.
+        for group in self._pending[: -1 - but]:
             for copy in group:
                 copy()
             group.clear()
 
-    def q_store16(self, mask: Mask, to: Address, of: Address) -> None:
-        memory, at = of.buffer, of.buffer.bytes_at(of.index, mask, 16)
-        if isinstance(memory, Shared):
-            for column in at.T:
-                memory.note(column, mask, np.arange(self._count), store=False)
-        self._put16(mask, to, memory.data[at])
+    q_wait0 = partialmethod(_wait, but=0)
+    q_wait1 = partialmethod(_wait, but=1)
+    q_wait2 = partialmethod(_wait, but=2)
+    q_wait3 = partialmethod(_wait, but=3)
+    q_wait4 = partialmethod(_wait, but=4)
+
+    def _store(self, mask: Mask, to: Address, of: Address, count: int) -> None:
+        data = of.buffer.get(of.buffer.bytes_at(of.index, mask, count), mask)
+        to.buffer.put(to.buffer.bytes_at(to.index, mask, count), data, mask)
+
+    q_store4 = partialmethod(_store, count=4)
+    q_store8 = partialmethod(_store, count=8)
+    q_store16 = partialmethod(_store, count=16)
+    q_put4 = partialmethod(_store, count=16)
+
+    def q_add4(self, mask: Mask, acc: Address, of: Address) -> None:
+        data = of.buffer.get(of.buffer.bytes_at(of.index, mask, 16), mask).view(np.int32)
+        at = acc.buffer.bytes_at(acc.index, mask, 16)
+        acc.buffer.put(at, (acc.buffer.data[at] + data).view(np.uint8), mask)
+
+    def q_bytes2(self, mask: Mask, to: Address, low: Values, high: Values) -> None:
+        data = np.stack([low, high], axis=1).astype(np.uint8)
+        to.buffer.put(to.buffer.bytes_at(to.index, mask, 2), data, mask)
+
+    def q_words2(self, mask: Mask, to: Address, low: Values, high: Values) -> None:
+        data = np.stack([low, high], axis=1).astype(np.int32).view(np.uint8)
+        to.buffer.put(to.buffer.bytes_at(to.index, mask, 8), data, mask)
+
+    q_load16 = partialmethod(_store, count=16)
+
+    def q_put(self, mask: Mask, to: Address, *words: Values) -> None:
+        data = np.stack(words, axis=1).astype(np.int32).view(np.uint8)
+        to.buffer.put(to.buffer.bytes_at(to.index, mask, 4 * len(words)), data, mask)
+
+    q_put16 = q_put
 
     def q_fill16(self, mask: Mask, to: Address, byte: Values) -> None:
-        self._put16(mask, to, np.repeat(byte.astype(np.uint8)[:, None], 16, axis=1))
+        data = np.repeat(byte.astype(np.uint8)[:, None], 16, axis=1)
+        to.buffer.put(to.buffer.bytes_at(to.index, mask, 16), data, mask)
+
+    def q_ldmatrix4(self, mask: Mask, to: Address, row: Address) -> None:
+        self._whole(mask, LANES, "a matrix load")
+        at = row.buffer.bytes_at(row.index, mask, 16)
+        words = row.buffer.get(at, mask, together=True).view(np.int32).reshape(-1, 4, 8, 4)
+        data = words.transpose(0, 2, 3, 1).reshape(-1, 4)
+        to.buffer.put(to.buffer.bytes_at(to.index, mask, 16), data.copy().view(np.uint8), mask)
 
     def q_mma(self, mask: Mask, acc: Address, *words: Values) -> None:
-        if not mask.all():
-            raise UndefinedError("a matrix instruction that not all threads reach")
-        by_warp = [np.ascontiguousarray(w).reshape(-1, LANES) for w in words]
-        warps = len(by_warp[0])
-        first = np.zeros((warps, 16, 32), dtype=np.int64)
-        second = np.zeros((warps, 32, 8), dtype=np.int64)
-        lane = np.arange(LANES)
-        group, quad = lane // 4, lane % 4
-        for i, word in enumerate(by_warp[:4]):
-            unsigned = word.view(np.uint8).reshape(warps, LANES, 4)
-            for byte in range(4):
-                first[:, group + 8 * (i % 2), 16 * (i // 2) + quad * 4 + byte] = unsigned[:, :, byte]
-        for i, word in enumerate(by_warp[4:]):
-            signed = word.view(np.int8).reshape(warps, LANES, 4)
-            for byte in range(4):
-                second[:, 16 * i + quad * 4 + byte, group] = signed[:, :, byte]
-        product = first @ second
-        for i in range(4):
-            part = product[:, group + 8 * (i // 2), quad * 2 + i % 2].reshape(-1)
-            index = acc.index + i
-            value = acc.buffer.load(index, mask).astype(np.int64) + part
-            acc.buffer.store(index, value.astype(np.int32), mask)
+        self._multiply(mask, acc, [mma.bytes_of(w, signed=i >= 4) for i, w in enumerate(words)])
 
+    def q_mma_s4(self, mask: Mask, acc: Address, *words: Values) -> None:
+        self._multiply(mask, acc, [mma.nibbles_of(w, signed=i >= 4) for i, w in enumerate(words)])
 
-def run_program(backend: CudaBackend, program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs of a whole program for one sample, by output name; every kernel emulated in turn.
-
-    Args:
-        inputs: integers by input name, with a batch of 1.
-    """
-    graph = program.graph
-    arena = np.zeros(program.arena_bytes, dtype=np.uint8)
-    callers: dict[str, Array] = {}
-
-    def place(value: str) -> Array:
-        layout = program.buffers[value].layout
-        dtype = storage(layout.dtype)
-        if program.buffers[value].place == "arena":
-            start = program.buffers[value].offset
-            return arena[start : start + layout.bytes].view(dtype)
-        if value in inputs:
-            return np.ascontiguousarray(inputs[value], dtype=dtype).reshape(-1)
-        return callers.setdefault(value, np.zeros(layout.elements, dtype=dtype))
-
-    for i, kernel in enumerate(program.kernels):
-        emitted = backend.emit(kernel, program)
-        arrays = [place(a.name) if isinstance(a, Value) else _packed(a) for a in emitted.arguments]
-        Emulator(Kernel(emitted.func, f"k{i}"), arrays).run()
-    return {o.name: place(o.value).reshape(1, *graph.type_of(o.value).sample) for o in graph.outputs}
-
-
-def _packed(argument: Argument) -> Array:
-    assert isinstance(argument, Constant)
-    return argument.array.reshape(-1).copy()
+    def _multiply(self, mask: Mask, acc: Address, fragments: list[Values]) -> None:
+        self._whole(mask, LANES, "a matrix instruction")
+        at = acc.buffer.bytes_at(acc.index, mask, 16)
+        total = acc.buffer.data[at] + mma.product(fragments)
+        acc.buffer.put(at, total.astype(np.int32).view(np.uint8), mask)

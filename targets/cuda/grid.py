@@ -7,11 +7,14 @@ neighbouring threads.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx as tir
 
 from targets._tvm.builder import const
+from targets.c.printer import walk
 
 THREADS = 128
 """Of a block."""
@@ -20,44 +23,68 @@ MOST_BLOCKS = 1 << 13
 
 THREAD = "q_thread"
 """The variable a spread kernel reads: the number of this thread in the grid."""
-STRIDE = "q_threads"
-"""The variable with the number of threads in the grid."""
 
 
 def spread(func: Any) -> tuple[Any, int]:
     """The kernel with its outermost loops spread over threads, and the blocks worth launching.
 
-    The result has two free scalar variables, THREAD and STRIDE (int32), which whoever prints it defines.
+    The result has a free scalar variable, THREAD (int32), which whoever prints it defines.
     """
-    thread, stride = tir.Var(THREAD, "int32"), tir.Var(STRIDE, "int32")
+    thread = tir.Var(THREAD, "int32")
+    given = [one for stmt in func.body.seq for one in (stmt.seq if isinstance(stmt, tir.SeqStmt) else [stmt])]
+    private = [one.buffer for one in given if isinstance(one, tir.AllocBuffer)]
+    # What a thread keeps between nests, as a kernel with a single result does, every thread computes.
+    nests = [one for one in given if isinstance(one, tir.For) and not _stores_into(one, private)]
+    most = max([math.prod(_extents(nest)) for nest in nests], default=1)
+    blocks = min(MOST_BLOCKS, -(-most // THREADS))
     statements: list[Any] = []
-    most = 1
-    for stmt in func.body.seq:
-        for one in stmt.seq if isinstance(stmt, tir.SeqStmt) else [stmt]:
-            if isinstance(one, tir.For):
-                shared, iterations = _shared(one, thread, stride)
-                statements.append(shared)
-                most = max(most, iterations)
-            elif isinstance(one, tir.BufferStore | tir.Evaluate):
-                statements.append(tir.IfThenElse(thread < 1, one, None))
-            else:
-                statements.append(one)
+    for one in given:
+        if any(one.same_as(nest) for nest in nests):
+            statements.append(_dealt(one, thread, blocks * THREADS))
+        elif isinstance(one, tir.BufferStore | tir.Evaluate) and not _stores_into(one, private):
+            statements.append(tir.IfThenElse(thread < 1, one, None))
+        else:
+            statements.append(one)
     made = tir.PrimFunc(func.params, tir.SeqStmt(statements), ret_type=func.ret_type).with_attrs(dict(func.attrs))
-    return made, min(MOST_BLOCKS, -(-most // THREADS))
+    return made, blocks
 
 
-def _shared(nest: Any, thread: Any, stride: Any) -> tuple[Any, int]:
-    """A loop nest dealt out to threads, and its iterations."""
+def _stores_into(stmt: Any, buffers: Sequence[Any]) -> bool:
+    """Whether a statement changes one of the buffers, itself or through a device function (its first argument)."""
+    found = False
+
+    def visit(one: Any) -> None:
+        nonlocal found
+        target = None
+        if isinstance(one, tir.BufferStore):
+            target = one.buffer
+        elif isinstance(one, tir.Evaluate) and len(getattr(one.value, "args", ())) > 1:
+            target = one.value.args[1].args[0].source
+        found = found or any(b.same_as(target) for b in buffers)
+
+    walk(stmt, visit)
+    return found
+
+
+def _chain(nest: Any) -> list[Any]:
+    """The loops of a nest that have nothing between them."""
     chain = [nest]
     while isinstance(chain[-1].body, tir.For):
         chain.append(chain[-1].body)
-    extents = [int(loop.extent) for loop in chain]
-    total = 1
-    for extent in extents:
-        total *= extent
+    return chain
+
+
+def _extents(nest: Any) -> list[int]:
+    return [int(loop.extent) for loop in _chain(nest)]
+
+
+def _dealt(nest: Any, thread: Any, threads: int) -> Any:
+    """A loop nest dealt out to threads, several iterations to each where there are more."""
+    chain, extents = _chain(nest), _extents(nest)
+    total = math.prod(extents)
+    once = total <= threads
     turn = tir.Var("q_turn", "int32")
-    index = tir.Var("q_index", "int32")
-    body: list[Any] = [tir.Bind(index, thread + turn * stride)]
+    index = thread if once else tir.Var("q_index", "int32")
     inner: list[Any] = []
     rest: Any = index
     for position, (loop, extent) in enumerate(zip(reversed(chain), reversed(extents), strict=True)):
@@ -69,6 +96,8 @@ def _shared(nest: Any, thread: Any, stride: Any) -> tuple[Any, int]:
             rest = quotient
     inside = chain[-1].body
     inner += list(inside.seq) if isinstance(inside, tir.SeqStmt) else [inside]
-    body.append(tir.IfThenElse(index < const(total), tir.SeqStmt(inner), None))
-    turns = tir.floordiv(const(total - 1) + stride, stride)
-    return tir.For(turn, const(0), turns, tir.ForKind.SERIAL, tir.SeqStmt(body)), total
+    body = tir.IfThenElse(index < const(total), tir.SeqStmt(inner), None)
+    if once:
+        return body
+    turns = tir.SeqStmt([tir.Bind(index, thread + turn * threads), body])
+    return tir.For(turn, const(0), const(-(-total // threads)), tir.ForKind.SERIAL, turns)

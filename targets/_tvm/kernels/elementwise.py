@@ -54,7 +54,7 @@ def table(ctx: Context, node: Node) -> At:
     entries = ctx.constant(ctx.pack("plain", node.const("t"), dtype=storage(node.type.dtype).name))
 
     def at(coords: Sequence[Expr], lanes: int) -> Expr:
-        index = ctx.b.load(source.buffer, source.address(coords))
-        return ctx.b.load(entries, cast("int32", index))
+        index = ctx.b.load(source.buffer, source.address(coords), lanes)
+        return ctx.b.gather(entries, cast(vec("int32", lanes), index))
 
     return at

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from qcompile.ir import MOVEMENT, storage
 from targets._tvm.builder import Expr
 from targets._tvm.context import Context, Emitted
+from targets._tvm.isa import Threads, widest
 from targets._tvm.kernels import boundary, dense, elementwise, movement, window
 from targets._tvm.kernels.epilogue import Epilogue
 from targets._tvm.kernels.pointwise import At, Region, emit_region, fill_halo, same_lanes
@@ -68,10 +69,21 @@ def _anchor(ctx: Context) -> tuple[At, int]:
     raise KeyError(node.op)
 
 
+def has_vectors(ctx: Context) -> bool:
+    """Whether elements are computed several at a time."""
+    node = ctx.anchor
+    if boundary.is_legal(ctx):
+        return True
+    if node.op in MOVEMENT:
+        return any(region.lanes > 1 for region in movement.regions(Context(ctx.kernel, ctx.program, ctx.isa), node))
+    return _lanes(ctx) > 1
+
+
 def _lanes(ctx: Context) -> int:
     """Vector width: 1 unless every operand is consecutive along the output's lane axis."""
     node, layout = ctx.anchor, ctx.out_layout
-    if node.op in _SCALAR_OPS or not layout.shape or ctx.isa.lanes == 1:
+    scalar = node.op in _SCALAR_OPS and not (node.op == "table" and isinstance(ctx.isa, Threads))
+    if scalar or not layout.shape or ctx.isa.lanes == 1:
         return 1
     if node.op == "conv2d" and not (window.is_depthwise(ctx, node) and layout.channels_last):
         return 1
@@ -83,7 +95,7 @@ def _lanes(ctx: Context) -> int:
     if not all(same_lanes(ctx.layout(v), layout) for v in ctx.kernel.inputs):
         return 1
     if node.op == "max_pool" and storage(layout.dtype).itemsize == 1 and layout.channels_last:
-        return 64 if layout.pixel >= 64 else 32 if layout.pixel >= 32 else 16
+        return widest(ctx.isa, 64 if layout.pixel >= 64 else 32 if layout.pixel >= 32 else 16)
     return ctx.isa.lanes
 
 
