@@ -13,6 +13,7 @@ CATALOGUE: Mapping[str, str] = {
     "fuse-unary": "passes.canonicalize.fuse_unary:FuseUnary",
     "normalize-pooling": "passes.canonicalize.normalize_pooling:NormalizePooling",
     "merge-clips": "passes.canonicalize.merge_clips:MergeClips",
+    "movement-to-slice": "passes.canonicalize.movement_to_slice:MovementToSlice",
     "drop-noop-movement": "passes.canonicalize.drop_noop_movement:DropNoopMovement",
     "split-tail": "passes.canonicalize.split_tail:SplitTail",
     "canonical-names": "passes.canonicalize.canonical_names:CanonicalNames",

@@ -103,6 +103,17 @@ class Builder:
         self._emit(tir.AllocBuffer(buffer))
         return buffer
 
+    def aligned_local(self, dtype: str, size: int) -> tuple[Any, Expr]:
+        """Scratch on the stack in which whole cache lines begin at the returned index.
+
+        The code generator aligns arrays on the stack to 16 bytes only, and a vector that crosses two lines costs twice.
+        """
+        line, item = 64, int(dtype.removeprefix("u").removeprefix("int")) // 8
+        buffer = self.local(dtype, size + line // item)
+        address = tir.reinterpret("int64", tir.address_of(self.load(buffer, 0)))
+        over = cast("int32", tir.bitwise_and(address, const(line - 1, "int64")))
+        return buffer, self.let(tir.truncdiv(tir.bitwise_and(const(0) - over, const(line - 1)), const(item)))
+
     @contextmanager
     def loop(self, extent: Expr, kind: str = "serial") -> Iterator[Expr]:
         """`for i in range(extent)`; a constant extent of 1 opens no loop."""
@@ -122,6 +133,24 @@ class Builder:
         self._emit(tir.For(var, const(0), count, kinds[kind], body))
 
     @contextmanager
+    def share(self, units: int) -> Iterator[tuple[Expr, Expr]]:
+        """Run the body once on each thread, with its own range of `units` pieces of work: (first, count).
+
+        A thread for which nothing is left has a count of 0.  Inside a launch TVM gives a parallel loop's iterations to
+        the threads in contiguous ranges; a loop that does nothing else tells each of them which is its own.
+        """
+        self._scopes.append([])
+        first, count = self.local("int32"), self.local("int32")
+        self.store(first, 0, const(0))
+        self.store(count, 0, const(0))
+        with self.loop(units, "parallel") as i:
+            done = self.let(self.load(count, 0))
+            self.store(first, 0, i - done)
+            self.store(count, 0, done + 1)
+        yield self.let(self.load(first, 0)), self.let(self.load(count, 0))
+        self._emit(tir.AttrStmt(const(0), "pragma_parallel_launch_point", const(0), self._close()))
+
+    @contextmanager
     def when(self, condition: Expr) -> Iterator[None]:
         self._scopes.append([])
         yield
@@ -139,6 +168,10 @@ class Builder:
         """`lanes` consecutive elements from `index`."""
         index = const(index) if isinstance(index, int) else index
         return tir.BufferLoad(buffer, [index if lanes == 1 else tir.Ramp(index, const(1), lanes)])
+
+    def gather(self, buffer: Any, indices: Expr) -> Expr:
+        """The elements at every lane's own index."""
+        return tir.BufferLoad(buffer, [indices])
 
     def store(self, buffer: Any, index: Expr, value: Expr) -> None:
         """Store a value, as many elements as it has lanes, from `index`."""

@@ -3,7 +3,8 @@ parameters it asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,9 +36,14 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """An argument that points at memory only this kernel uses while it runs."""
+    """An argument that points at memory only this kernel uses while it runs.
+
+    Attributes:
+        zeroed: all zeros when the kernel begins, which must leave it so.
+    """
 
     bytes: int
+    zeroed: bool = False
 
 
 Argument = Constant | Value | Scratch
@@ -142,15 +148,26 @@ class Context:
         # The compiler must know that the body runs, or it prepares for both cases.
         return self.b.let(tir.max(self.b.load(self._counts[count], 0), const(1)))
 
-    def scratch(self, dtype: str, elements: int) -> Any:
+    def scratch(self, dtype: str, elements: int, *, zeroed: bool = False) -> Any:
         pointer = self.b.pointer(f"a{len(self._arguments)}", dtype)
-        self._arguments.append(Scratch(elements * np.dtype(dtype).itemsize))
+        self._arguments.append(Scratch(elements * np.dtype(dtype).itemsize, zeroed))
         return pointer
 
     def parallel_kind(self, operations: int, extent: int) -> str:
         """Whether a loop is worth sharing among threads."""
-        worth = self._threaded and operations >= self.isa.parallel_operations and extent > 1
-        return "parallel" if worth else "serial"
+        return "parallel" if self._is_shared(operations, extent) else "serial"
+
+    @contextmanager
+    def share(self, operations: int, units: int) -> Iterator[tuple[Expr, Expr]]:
+        """Work of `operations` multiply-adds in `units` pieces: (first, count) of a thread's own, or of all."""
+        if not self._is_shared(operations, units):
+            yield const(0), const(units)
+            return
+        with self.b.share(units) as own:
+            yield own
+
+    def _is_shared(self, operations: int, units: int) -> bool:
+        return self._threaded and operations >= self.isa.parallel_operations and units > 1
 
     def finish(self) -> Emitted:
         return Emitted(self.b.function("kernel"), tuple(self._arguments))

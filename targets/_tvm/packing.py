@@ -53,6 +53,12 @@ def vector(array: Array, size: int) -> Array:
     return np.pad(array.astype(np.int32), (0, size - array.size))
 
 
+def columns(array: Array, size: int) -> Array:
+    """int32[size]: a number for each channel, the last one again behind them."""
+    flat = array.astype(np.int32).reshape(-1)
+    return np.pad(flat, (0, size - flat.size), mode="edge")
+
+
 def zeros(size: int) -> Array:
     """int32[size]: the bias of a layer without one."""
     return np.zeros(size, dtype=np.int32)
@@ -142,13 +148,73 @@ def direct(w: Array, groups: int, lanes: int, merged: bool, step: int = STEP, sp
     return whole.transpose(0, 2, 3, 4, 5, 1, 6)
 
 
-def implicit_gemm(w: Array, pixel: int, rows: int, chunk: int) -> Array:
-    """int8[O, I, KH, KW] → int8[O rounded up to rows, KH·KW·pixel rounded up to chunk], zeros between and behind."""
+def _split_pairs(w: Array, groups: int, lanes: int, merged: bool, most: int) -> tuple[Array, Array]:
+    """`direct` as the sum of two: in the first the magnitudes of two neighbours of one sign add up to at most `most`.
+
+    Only second weights of a pair are split.  Magnitudes alone are at most `most` ≥ 128.
+    """
+    whole = direct(w, groups, lanes, merged)
+    pairs = whole.astype(np.int16).reshape(-1, 2)
+    first, second = pairs[:, 0], pairs[:, 1]
+    excess = np.where(first * second > 0, np.maximum(np.abs(first) + np.abs(second) - most, 0), 0)
+    rest = np.stack([np.zeros_like(excess), excess * np.sign(second)], axis=1)
+    return (pairs - rest).astype(np.int8).reshape(whole.shape), rest.astype(np.int8).reshape(whole.shape)
+
+
+def _rest_steps(rest: Array) -> tuple[Array, ...]:
+    """Block, kernel row, run and step of every step that has remainders, block by block."""
+    return tuple(np.nonzero(rest.any(axis=(4, 5, 6))))
+
+
+def pair_heads(w: Array, **split: Any) -> Array:
+    """`direct` without the excess of its pairs; arguments as of `_split_pairs`."""
+    return _split_pairs(w, **split)[0]
+
+
+def pair_rests(w: Array, **split: Any) -> Array:
+    """int8[steps with remainders + 1, lanes, 4]: the excess; zeros last."""
+    rest = _split_pairs(w, **split)[1]
+    return np.pad(rest[_rest_steps(rest)][:, 0], ((0, 1), (0, 0), (0, 0)))
+
+
+def pair_offsets(w: Array, strides: Sequence[int], **split: Any) -> Array:
+    """int32[steps with remainders + 1]: bytes from the first input of an output to those of the step.
+
+    `strides`: bytes from one kernel row, and run, to the next.
+    """
+    _, row, run, step = _rest_steps(_split_pairs(w, **split)[1])
+    return np.pad(row * strides[0] + run * strides[1] + step * STEP, (0, 1)).astype(np.int32)
+
+
+def pair_starts(w: Array, **split: Any) -> Array:
+    """int32[blocks + 1]: where the steps of a block begin in `pair_rests`."""
+    rest = _split_pairs(w, **split)[1]
+    return np.searchsorted(_rest_steps(rest)[0], np.arange(len(rest) + 1)).astype(np.int32)
+
+
+def matrix(
+    w: Array, groups: int, merged: int, pixel: int, across: int, run: int, cols: int, chunk: int, nibbles: bool
+) -> Array:
+    """int8[O, I/g(, KH, KW)] → int8[products · tiles of `cols` outputs, chunks, cols, chunk bytes], or half the bytes.
+
+    The rows of a product are KH · across runs of `run` bytes: the taps of a kernel row `pixel` apart (across = 1), or
+    one tap each.  A product is that of `merged` groups, with zeros between them.  As nibbles, byte i of a chunk holds
+    weight i in its lower and weight chunk/2 + i in its upper half.
+    """
+    if w.ndim == 2:
+        w = w.reshape(*w.shape, 1, 1)
     out, inputs, kh, kw = w.shape
-    taps = np.zeros((out + -out % rows, kh, kw, pixel), dtype=np.int8)
-    taps[:out, :, :, :inputs] = w.transpose(0, 2, 3, 1)
-    flat = taps.reshape(len(taps), -1)
-    return np.pad(flat, ((0, 0), (0, -flat.shape[1] % chunk)))
+    products = groups // merged
+    dense = np.zeros((out, kh, kw, pixel if products == 1 else inputs * merged), dtype=np.int8)
+    for o in range(out):
+        start = o // (out // groups) % merged * inputs
+        dense[o, :, :, start : start + inputs] = w[o].transpose(1, 2, 0)
+    runs = dense.reshape(out, kh, across, -1)
+    runs = np.pad(runs, ((0, 0), (0, 0), (0, 0), (0, run - runs.shape[-1])))
+    rows = runs.reshape(products, out // products, -1)
+    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % cols), (0, -rows.shape[2] % chunk)))
+    whole = rows.reshape(-1, cols, rows.shape[2] // chunk, chunk).transpose(0, 2, 1, 3)
+    return whole[..., : chunk // 2] & 15 | whole[..., chunk // 2 :] << 4 if nibbles else whole
 
 
 def tiles(w: Array, pixel: int, merged: bool, chunks: int, chunk: int) -> Array:
@@ -165,6 +231,19 @@ def tiles(w: Array, pixel: int, merged: bool, chunks: int, chunk: int) -> Array:
         dense = dense[..., : kw * pixel - (pixel - inputs)]
     dense = np.pad(dense, ((0, -out % 16), (0, 0), (0, 0), (0, chunks * chunk - dense.shape[-1])))
     return dense.reshape(len(dense) // 16, 16, -1, chunk // 4, 4).transpose(0, 2, 3, 1, 4)
+
+
+NIBBLE_PAIR = 128
+"""Bytes of the two vectors that `nibble_tiles` makes one of."""
+
+
+def nibble_tiles(w: Array, pixel: int, merged: bool, chunks: int, chunk: int, behind: int) -> Array:
+    """`tiles` of weights in [−8, 7] as uint8[tiles, ⌈bytes/128⌉, 64]: of every two vectors of 64 bytes the first in the
+    lower nibbles, the second in the upper ones; and as many tiles of zeros behind as the last argument says.
+    """
+    flat = tiles(w, pixel, merged, chunks, chunk).reshape(-1, 16 * chunk).view(np.uint8)
+    pairs = np.pad(flat, ((0, behind), (0, -flat.shape[1] % NIBBLE_PAIR))).reshape(len(flat) + behind, -1, 2, 64)
+    return np.asarray(pairs[:, :, 0] & 15 | pairs[:, :, 1] << 4)
 
 
 def shifted_bias(w: Array, *bias: Array, offset: int, size: int) -> Array:
@@ -219,14 +298,20 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         plain,
         literal,
         vector,
+        columns,
         zeros,
         lane_table,
         depthwise,
         quads,
         segment_table,
         direct,
+        pair_heads,
+        pair_rests,
+        pair_offsets,
+        pair_starts,
         tiles,
-        implicit_gemm,
+        nibble_tiles,
+        matrix,
         shifted_bias,
         shifted_segments,
         winograd_weights,

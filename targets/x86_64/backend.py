@@ -19,7 +19,7 @@ from targets._tvm.cpu import CpuBackend, Variant, depthwise_variant, direct_vari
 from targets._tvm.kernels import winograd
 from targets._tvm.kernels.winograd import F2, F4
 from targets._tvm.packing import WINOGRAD_OFFSET, winograd_transform
-from targets.x86_64 import conv_tiles
+from targets.x86_64 import conv_pairs, conv_tiles
 from targets.x86_64.isa import Avx2, Avx2Saturating, Vnni
 from targets.x86_64.permission import request_permission
 
@@ -68,12 +68,14 @@ class X86Amx(CpuBackend):
     """AMX tiles for what is dense, AVX-512 VNNI for the rest."""
 
     def __init__(self, target: Target) -> None:
-        # The tile registers come first on Sapphire Rapids, which also has everything of the VNNI target.
-        options = {"mtriple": _TRIPLE, "mcpu": "cascadelake", "mattr": "+amx-tile,+amx-int8"}
+        # The tile registers come first on Sapphire Rapids, which also has
+        # everything of the VNNI target.
+        options = {"mtriple": _TRIPLE, "mcpu": "cascadelake", "mattr": "+amx-tile,+amx-int8,+gfni"}
         super().__init__(
             target,
             options,
             [
+                Variant("amx-4bit", AMX, conv_tiles.may_pack, lambda ctx: conv_tiles.emit(ctx, nibbles=True)),
                 Variant("amx", AMX, conv_tiles.is_legal, conv_tiles.emit),
                 direct_variant("vnni", Vnni()),
                 depthwise_variant(Vnni()),
@@ -117,6 +119,7 @@ class X86Avx2(CpuBackend):
             winograd_variant("winograd-4", Avx2(), F4),
             winograd_variant("winograd-2", Avx2(), F2),
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16),
+            direct_variant("maddubs-split", Avx2Saturating(), emit=conv_pairs.emit),
             direct_variant("madd", Avx2()),
             depthwise_variant(Avx2()),
             generic_variant(Avx2()),

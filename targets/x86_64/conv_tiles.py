@@ -1,8 +1,9 @@
 """Convolution and linear layers on AMX tiles, requantized while the next tiles are being multiplied.
 
 A tile of pixels is read straight from the channels-last input: its rows lie one pixel's stride apart.  Weights are
-packed int8[groups][steps][chunk/4][16 channels][4].  Sums go through a few KiB of stack to the vector registers,
-where the epilogue of one block runs between the multiplications of the next: the two use different units.
+packed int8[groups][steps][chunk/4][16 channels][4], or two to a byte (`tile_weights`).  Sums go through a few KiB of
+stack to the vector registers, where the epilogue of one block runs between the multiplications of the next: the two
+use different units.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx as tir
 
@@ -22,6 +24,7 @@ from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.tir_kit import in_order, narrowed
 from targets.x86_64.amx import LINE, Tiles, pixel_register, weight_register
 from targets.x86_64.tile_blocks import choose_blocks, choose_runs, flat_positions
+from targets.x86_64.tile_weights import AHEAD, Nibbles, Panels, TileWeights, WholeBytes, fit_nibbles
 
 _LANES = 16
 _VECTORS = 4
@@ -42,10 +45,18 @@ class Place:
     tile: Expr
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """int32[rows, width]: the sums of a block, and where they begin in the buffer."""
+
+    buffer: Any
+    first: Expr
+
+
 class TileConv:
     """The generator of one kernel."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, nibbles: bool) -> None:
         node = ctx.anchor
         self.ctx, self.b = ctx, ctx.b
         self.geometry = g = geometry_of(ctx)
@@ -60,12 +71,18 @@ class TileConv:
         ]
         self.steps = len(self.offsets)
         self.all_groups = -(-self.out_channels // _LANES)
-        self.weights = ctx.constant(
-            ctx.pack("tiles", node.const("w"), pixel=g.pixel, merged=runs.merged, chunks=runs.chunks, chunk=runs.chunk)
-        )
+        self.tile_bytes = runs.chunk * _LANES
+        self.weights = self._pack(nibbles)
         self.table = ctx.constant(ctx.pack("literal", values=self.offsets)) if self.steps > _UNROLLED else None
         self.bias = ctx.constant(pack_bias(ctx, self.all_groups * _LANES))
         self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name)
+
+    def _pack(self, nibbles: bool) -> TileWeights:
+        ctx, runs, weights = self.ctx, self.runs, self.ctx.anchor.const("w")
+        named = {"pixel": self.geometry.pixel, "merged": runs.merged, "chunks": runs.chunks, "chunk": runs.chunk}
+        if nibbles:
+            return Nibbles(ctx, ctx.pack("nibble_tiles", weights, **named, behind=AHEAD), self.tile_bytes)
+        return WholeBytes(ctx, ctx.pack("tiles", weights, **named), self.tile_bytes)
 
     def emit(self) -> Emitted:
         last = self.out_channels - (self.all_groups - 1) * _LANES
@@ -87,11 +104,10 @@ class _Part:
         self.first, self.count, self.exact = first, count, exact
         g, self.steps = conv.geometry, conv.steps
         self.blocks = blocks = choose_blocks(g, count, conv.steps, conv.runs.chunk)
-        self.tile_bytes = conv.runs.chunk * _LANES
         self.all_tiles = blocks.columns if blocks.whole else g.height * blocks.columns
         self.outer = -(-count // blocks.groups)
         self.inner = -(-self.all_tiles // blocks.tiles)
-        self.groups_first = self.steps * self.tile_bytes * count > _SHARED_BYTES
+        self.groups_first = self.steps * conv.tile_bytes * count > _SHARED_BYTES
         # A line is a stretch of neighbouring output pixels of one block.
         self.lines, self.line = (g.height, g.width) if blocks.whole else (blocks.tiles, blocks.rows)
         self.line_rows = g.row // g.pixel if blocks.whole else blocks.rows
@@ -114,7 +130,8 @@ class _Part:
         rows, chunk = self.blocks.rows, self.conv.runs.chunk
         self.tiles = Tiles(self.ctx, rows, chunk)
         with b.loop(tasks, kind) as task:
-            sums = b.local("int32", self._rows() * self.width)
+            sums = Sums(*b.aligned_local("int32", self._rows() * self.width))
+            self.conv.weights.allocate(Panels(self.steps, self.conv.tile_bytes, self.blocks.groups))
             self.tiles.configure()
             with b.loop(each) as i:
                 self._multiply(b.let(task * each + i), sums, i if each > 1 else None)
@@ -169,20 +186,22 @@ class _Part:
         Every inference reads all weights once from memory or the last cache.  While channels are worked on, their
         successors are fetched; behind a kernel's weights lie those of the next kernel.
         """
-        size = self.steps * self.tile_bytes * (self.blocks.groups if self.groups_first else self.count)
+        panel = self.steps * self.conv.weights.stored
+        size = panel * (self.blocks.groups if self.groups_first else self.count)
         over = self.inner if self.groups_first else self.outer * self.inner
         lines = -(-size // (LINE * over * self.steps))
         done, part = _divmod(number, over)
-        start = self.first * self.steps * self.tile_bytes + (done + 1) * size
+        start = self.first * panel + (done + 1) * size
         return lines, self.b.let(start + part * (lines * LINE * self.steps))
 
-    def _multiply(self, number: Expr, sums: Expr, index: Expr | None) -> None:
+    def _multiply(self, number: Expr, sums: Sums, index: Expr | None) -> None:
         """The sums of a block; meanwhile the epilogue of the block before, unless `index` is 0 or None."""
         b, tiles, blocks = self.b, self.tiles, self.blocks
         place, before = self._place(number), self._place(number - 1)
         inputs = self._inputs(place)
-        weights = b.let(place.group * (self.steps * self.tile_bytes))
         lines, ahead = self._ahead(number)
+        weights = self.conv.weights
+        weights.begin(place.group)
         for n in range(blocks.groups):
             for t in range(blocks.tiles):
                 tiles.load(t * blocks.groups + n, self.conv.bias, (place.group + n) * _LANES, 0)
@@ -192,10 +211,10 @@ class _Part:
                 offset: Expr = self.conv.offsets[s]
             else:
                 offset = b.let(b.load(self.conv.table, s))
-            w = b.let(weights + s * self.tile_bytes)
+            weights.step(s)
             for u in range(lines):
-                tiles.prefetch(self.conv.weights, ahead + (s * (lines * LINE) + u * LINE))
-            self._step([x + offset for x in inputs], w)
+                tiles.prefetch(weights.buffer, ahead + (s * (lines * LINE) + u * LINE))
+            self._step([x + offset for x in inputs], s)
 
         each = -(-self.parts // self.steps)
 
@@ -222,20 +241,19 @@ class _Part:
         for t, start in enumerate(self._starts()):
             for n in range(blocks.groups):
                 where = start * self.width + n * _LANES
-                tiles.store(t * blocks.groups + n, sums, where, self.width * 4)
+                tiles.store(t * blocks.groups + n, sums.buffer, sums.first + where, self.width * 4)
 
-    def _step(self, inputs: Sequence[Expr], weights: Expr) -> None:
+    def _step(self, inputs: Sequence[Expr], s: Expr) -> None:
         """One multiplication into every accumulator."""
         tiles, blocks, g = self.tiles, self.blocks, self.geometry
-        panel = self.steps * self.tile_bytes
         for t, x in enumerate(inputs):
             tiles.load(pixel_register(t), self.conv.source, x, g.stride[1] * g.pixel)
             for n in range(blocks.groups):
                 if t == 0:
-                    tiles.load(weight_register(n), self.conv.weights, weights + n * panel, LINE)
+                    tiles.load(weight_register(n), *self.conv.weights.tile(n, s), LINE)
                 tiles.multiply(t * blocks.groups + n, pixel_register(t), weight_register(n))
 
-    def _finish(self, place: Place, sums: Expr, part: Expr) -> None:
+    def _finish(self, place: Place, sums: Sums, part: Expr) -> None:
         """One part of a block's epilogue: four vectors, or one pixel's."""
         b, blocks = self.b, self.blocks
         line, within = _divmod(part, self.line_parts)
@@ -246,12 +264,12 @@ class _Part:
             row, col = self._pixel(place.tile + line)
             col = col + within
         row, col = b.let(row), b.let(col)
-        start = b.let((line * self.line_rows + within) * self.width)
+        start = b.let(sums.first + (line * self.line_rows + within) * self.width)
         items = [(p, n) for p in range(self.pixels) for n in range(blocks.groups)]
         channels = [b.let((place.group + n) * _LANES) for n in range(blocks.groups)]
 
         def sum_at(p: int, n: int) -> Expr:
-            return b.let(b.load(sums, start + (p * self.width + n * _LANES), _LANES))
+            return b.let(b.load(sums.buffer, start + (p * self.width + n * _LANES), _LANES))
 
         if not self.packed:
             for p, n in items:
@@ -302,6 +320,14 @@ def is_legal(ctx: Context) -> bool:
     return g.groups == 1 and math.prod((g.height, g.width)) > 1 and room
 
 
-def emit(ctx: Context) -> Emitted:
-    """Generate the kernel of `ctx`, for which `is_legal` holds."""
-    return TileConv(ctx).emit()
+def may_pack(ctx: Context) -> bool:
+    """Whether the kernel may hold its weights two to a byte; `is_legal` besides."""
+    if not is_legal(ctx):
+        return False
+    g = geometry_of(ctx)
+    return fit_nibbles(g.weights, g.height * g.width)
+
+
+def emit(ctx: Context, nibbles: bool = False) -> Emitted:
+    """Generate the kernel of `ctx`, for which `is_legal`, and with `nibbles` `may_pack`, holds."""
+    return TileConv(ctx, nibbles).emit()

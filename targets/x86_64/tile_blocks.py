@@ -11,6 +11,9 @@ from targets.x86_64.amx import ACCUMULATORS, ROW_BYTES, ROWS
 _L1_BYTES = 40 << 10
 _LOAD_CYCLES, _L2_LOAD_CYCLES, _STORE_CYCLES = 8, 20, 16
 _MULTIPLY_LATENCY, _LEAST_MULTIPLY = 52, 10
+_LOAD_SHARE = 3
+"""Multiplications hide loads but for one part in so many."""
+
 _VECTOR_CYCLES = 6
 _BLOCK_CYCLES = 40
 
@@ -82,11 +85,9 @@ def choose_blocks(g: Geometry, groups: int, steps: int, chunk: int) -> Blocks:
         inner = 1 if blocks.whole else -(-g.height * blocks.columns // blocks.tiles)
         panel = steps * chunk * 16 * blocks.groups
         weights = _LOAD_CYCLES if panel < _L1_BYTES else _L2_LOAD_CYCLES
-        step = max(
-            blocks.accumulators * max(_LEAST_MULTIPLY, blocks.rows),
-            _MULTIPLY_LATENCY,
-            blocks.tiles * _LOAD_CYCLES + blocks.groups * weights,
-        )
+        loads = blocks.tiles * _LOAD_CYCLES + blocks.groups * weights
+        step: float = max(blocks.accumulators * max(_LEAST_MULTIPLY, blocks.rows), _MULTIPLY_LATENCY, loads)
+        step += loads / _LOAD_SHARE
         pixels = g.height * g.width if blocks.whole else blocks.tiles * blocks.rows
         tail = pixels * blocks.groups * _VECTOR_CYCLES
         moved = blocks.accumulators * (_LOAD_CYCLES + _STORE_CYCLES) + _BLOCK_CYCLES

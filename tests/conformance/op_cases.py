@@ -274,6 +274,9 @@ def movement_cases(c: Cases) -> None:
         c.show(c.op("slice", a, starts=(0, 0, 0), ends=(16, 5, 6), steps=(2, 1, 1)))
         c.show(c.op("pad", b, pads=(0, 1, 2, 3, 0, 1), value=5.0))
         c.show(c.op("resize", a, rows=(0, 0, 1, 1, 2, 4), cols=(5, 3, 1, 0)))
+        for channels, step in ((100, 2), (48, 2), (70, 3), (9, 4)):  # channels dealt in turn
+            deep = c.image(channels, 3, 4, dtype=dtype)
+            c.show(c.op("slice", deep, starts=(step - 1, 0, 1), ends=(channels, 3, 4), steps=(step, 1, 2)))
         v, w = c.input(12, dtype=dtype), c.input(3, 8, dtype=dtype)
         c.show(c.op("reshape", v, shape=(BATCH, 3, 2, 2)))
         c.show(c.op("concat", v, v, axis=1))

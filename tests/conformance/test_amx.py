@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from qcompile.ir import Graph
 from qcompile.pm.registry import host_features
 from qcompile.semantics import interp
 from qcompile.target.program import Program
+from targets.x86_64 import tile_weights
 from targets.x86_64.backend import X86Amx
 from targets.x86_64.target import X86_AMX
 
@@ -57,20 +59,40 @@ def conformance_graph() -> Graph:
     return c.graph()
 
 
-def planned(channel_block: int) -> tuple[X86Amx, Program]:
+@cache
+def narrow_graph() -> Graph:
+    """The same layers with weights of 4 bits, both ends of their range included."""
+    graph = conformance_graph()
+    weights = {name for node in graph.nodes for role, name in node.consts if role == "w"}
+    consts = {
+        name: np.clip(array.astype(np.int32) >> 4, -8, 7).astype(np.int8) if name in weights else array
+        for name, array in graph.consts.items()
+    }
+    assert {int(consts[name].min()) for name in weights} == {-8}
+    return replace(graph, consts=consts)
+
+
+def planned(channel_block: int, graph: Graph, variant: str) -> tuple[X86Amx, Program]:
     backend = X86Amx(replace(X86_AMX, channel_block=channel_block))
-    program = plan_program(conformance_graph(), backend.target)
+    program = plan_program(graph, backend.target)
     kernels = [replace(k, variant=backend.variants(k, program)[0]) for k in program.kernels]
     dense = [k for k in kernels if k.anchor.op in ("conv2d", "linear")]
-    assert {k.variant for k in dense} == {"amx"}
+    assert {k.variant for k in dense} == {variant}
     return backend, replace(program, kernels=tuple(kernels))
 
 
-@pytest.mark.parametrize("channel_block", [16, 1])
-def test_equals_interpreter(channel_block: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("channel_block", "network", "variant"),
+    [(16, conformance_graph, "amx"), (1, conformance_graph, "amx"), (16, narrow_graph, "amx-4bit")],
+)
+def test_equals_interpreter(
+    channel_block: int, network: Callable[[], Graph], variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tile_weights, "LEAST_BYTES", 0)
+    monkeypatch.setattr(tile_weights, "LEAST_PER_PIXEL", 0)
     if missing := set(X86_AMX.features) - host_features():
         pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
-    backend, program = planned(channel_block)
+    backend, program = planned(channel_block, network(), variant)
     graph = program.graph
     inputs = samples(graph)
     expected = interp.run(graph, inputs)
@@ -81,9 +103,22 @@ def test_equals_interpreter(channel_block: int, tmp_path: Path) -> None:
 
 
 def test_code_is_integer_only_without_the_processor(tmp_path: Path) -> None:
-    backend, program = planned(16)
+    backend, program = planned(16, conformance_graph(), "amx")
     kernels = tuple(k for k in program.kernels if k.variant == "amx")[:4]
     few = replace(program, kernels=kernels)
     backend.build(few, tmp_path)
     assert backend.float_operations(tmp_path, few) == []
     assert backend.float_operations(tmp_path) == []
+
+
+def test_packed_weights_need_four_bits_and_enough_of_them() -> None:
+    w = np.zeros((64, 64, 8, 8), dtype=np.int8)
+    assert w.size == tile_weights.LEAST_BYTES
+    w[0, 0, 0, :2] = -8, 7
+    most = w.size // tile_weights.LEAST_PER_PIXEL
+    assert tile_weights.fit_nibbles(w, most)
+    assert not tile_weights.fit_nibbles(w, most + 1)
+    assert not tile_weights.fit_nibbles(w[1:], most // 2)
+    for wider in (-9, 8):
+        w[3, 2, 1, 0] = wider
+        assert not tile_weights.fit_nibbles(w, most)

@@ -32,7 +32,9 @@ def differing(name: str, cases: Cases, variant: str, inputs: Any, folder: Path) 
     return sorted(set(choice.values())), wrong
 
 
-@pytest.mark.parametrize(("name", "variant"), [("x86-vnni", "vnni"), ("x86-avx2", "madd")])
+@pytest.mark.parametrize(
+    ("name", "variant"), [("x86-vnni", "vnni"), ("x86-avx2", "madd"), ("x86-avx2", "maddubs-split")]
+)
 def test_weights_that_are_prefetched(name: str, variant: str, tmp_path: Path) -> None:
     """Remainders of rows and columns, fewer tiles than blocks, a single tile."""
     cases = Cases()
@@ -116,6 +118,19 @@ def test_winograd_4_at_its_bound(name: str, channels: int, legal: bool, tmp_path
     assert wrong == []
 
 
+@pytest.mark.parametrize(("channels", "legal"), [(230, True), (232, False)])
+def test_winograd_4_counts_weights_of_each_sign_alone(channels: int, legal: bool, tmp_path: Path) -> None:
+    """Inputs are never negative, so weights of both signs reach no further than those of one."""
+    signs = np.where(np.arange(channels) % 2, 1, -1)
+    w = np.stack([127 * sign * np.broadcast_to(signs[:, None, None], (channels, 3, 3)) for sign in (1, -1)])
+    cases = extreme_case(w, channels, 6, 8, 1 << 25)
+    given = np.stack([255 * (sign * signs > 0) for sign in (1, -1)])
+    inputs = np.broadcast_to(given[:, :, None, None], (2, channels, 6, 6)).astype(np.uint8)
+    used, wrong = differing("x86-avx2", cases, "winograd-4", inputs, tmp_path)
+    assert ("winograd-4" in used) == legal
+    assert wrong == []
+
+
 @pytest.mark.parametrize(
     ("name", "variant", "total"),
     [("x86-vnni", "winograd-2", 127), ("x86-avx2", "winograd-2", 127), ("x86-avx2", "winograd-2-maddubs", 64)],
@@ -132,4 +147,26 @@ def test_winograd_2_at_its_bound(name: str, variant: str, total: int, beyond: in
     inputs = np.concatenate([extremes(F2, integer_inputs_2, 63, 24), np.full((1, 24, 4, 4), 63, dtype=np.uint8)])
     used, wrong = differing(name, cases, variant, inputs, tmp_path)
     assert (variant in used) == (beyond == 0)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("act", [8, 7])
+def test_pairs_that_would_saturate(act: int, tmp_path: Path) -> None:
+    """Pairs of weights at what `vpmaddubsw` holds and one beyond, of either sign; blocks without any, or with all."""
+    cases, highest = Cases(), (1 << act) - 1
+    most = 32767 // highest
+    rng = np.random.default_rng(act)
+    w = np.clip(np.rint(rng.normal(0, 36, (40, 24, 3, 3))), -127, 127).astype(np.int8)
+    w[:8], w[8], w[9] = 1, 127, -128
+    for channel, second in ((10, most - 100), (11, most - 99)):
+        w[channel, ::2], w[channel, 1::2] = 100, min(second, 127)
+        w[channel + 2] = -w[channel]
+    for stride, dilation in ((1, 1), (2, 1), (1, 2)):
+        x = cases.image(24, 7, 9, dtype=f"u{act}")
+        geometry = {"stride": (stride, stride), "dilation": (dilation, dilation), "pad": (1, 1, 1, 1)}
+        y = cases.op("conv2d", x, consts={"w": w, "b": cases.bias(40)}, groups=1, pad_value=highest, **geometry)
+        cases.show(cases.requant(y, reach=float(1 << 22)))
+    inputs = np.stack([np.full((24, 7, 9), highest), rng.integers(0, highest + 1, (24, 7, 9))]).astype(np.uint8)
+    used, wrong = differing("x86-avx2", cases, "maddubs-split", inputs, tmp_path)
+    assert "maddubs-split" in used
     assert wrong == []

@@ -15,7 +15,7 @@ from qcompile.errors import DeviceError
 from qcompile.pm.registry import find_target, host_target
 from targets._tvm.float_scan import assembly_float_operations
 from targets._tvm.kernels.conv_direct import Geometry
-from targets._tvm.packing import tiles
+from targets._tvm.packing import nibble_tiles, tiles
 from targets.x86_64 import amx, permission
 from targets.x86_64.target import X86_AMX
 from targets.x86_64.tile_blocks import Runs, choose_blocks, choose_runs
@@ -57,6 +57,9 @@ def test_blocks_follow_the_image() -> None:
     large = choose_blocks(geometry(128, 128, 3, 28), 8, 18, 64)
     assert (large.whole, large.rows, large.columns, large.accumulators) == (False, 14, 2, 4)
     assert choose_blocks(geometry(16, 16, 3, 32), 1, 3, 48).groups == 1
+    # Two tiles of pixels and two of weights are fewer loads than one and four.
+    square = choose_blocks(geometry(64, 64, 3, 56), 4, 9, 64)
+    assert (square.tiles, square.groups) == (2, 2)
 
 
 def test_configuration_is_what_the_processor_reads() -> None:
@@ -76,6 +79,19 @@ def test_packed_weights_keep_every_weight_once() -> None:
         # Output 17, kernel row 1, tap 2, channel 3.
         step, byte = (1, 2 * 16 + 3) if merged else (5, 3)
         assert packed[1, step, byte // 4, 1, byte % 4] == w[17, 3, 1, 2]
+
+
+@pytest.mark.parametrize("chunk", [64, 20])
+def test_nibbles_hold_two_vectors_in_one(chunk: int) -> None:
+    w = np.random.default_rng(0).integers(-8, 8, (20, chunk, 1, 3)).astype(np.int8)
+    shape = {"pixel": chunk, "merged": False, "chunks": 1, "chunk": chunk}
+    whole = tiles(w, **shape).reshape(6, -1)
+    packed = nibble_tiles(w, **shape, behind=2)
+    assert (packed.dtype, packed.shape) == (np.uint8, (8, -(-whole.shape[1] // 128), 64))
+    low, high = (packed << 4).view(np.int8) >> 4, packed.view(np.int8) >> 4
+    unpacked = np.stack([low, high], axis=2).reshape(8, -1)
+    assert np.array_equal(unpacked[:6, : whole.shape[1]], whole)
+    assert not unpacked[:, whole.shape[1] :].any() and not unpacked[6:].any()
 
 
 def test_refused_permission_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ from targets._tvm.kernels.pointwise import lane_axis
 _PIXELS = 16
 """Pixels of one step, and bytes of one load."""
 
+_BYTE_COST = 16
+"""Multiply-adds of a tuned convolution in the time of copying a byte."""
+
 
 def is_legal(ctx: Context) -> bool:
     """A plain copy of bytes from planes to pixels of 1, 3 or 4 channels, at least one step wide."""
@@ -35,7 +38,7 @@ def emit(ctx: Context) -> None:
         for i, part in enumerate(interleave(b.let, planes)):
             b.store(out.buffer, address + i * _PIXELS, part)
 
-    with b.loop(height, ctx.parallel_kind(channels * height * width, height)) as row:
+    with b.loop(height, ctx.parallel_kind(channels * height * width * _BYTE_COST, height)) as row:
         with b.loop(width // _PIXELS) as i:
             step(row, i * _PIXELS)
         if width % _PIXELS:

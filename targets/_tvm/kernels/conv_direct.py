@@ -18,7 +18,7 @@ from targets._tvm.builder import Expr, broadcast, const, reinterpret, shuffle, v
 from targets._tvm.context import Constant, Context, Emitted
 from targets._tvm.isa import input_offset
 from targets._tvm.kernels.epilogue import Epilogue, per_channel, store
-from targets._tvm.kernels.pointwise import fill_halo
+from targets._tvm.kernels.pointwise import BY_ROWS, fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
 from targets._tvm.kernels.window import holds_padding, is_depthwise
 from targets._tvm.packing import STEP, first_channel, input_width
@@ -26,6 +26,12 @@ from targets._tvm.tir_kit import in_order, narrowed
 
 FAR_BYTES = 64 << 10
 """Weights of this size have left the near caches when their turn comes again."""
+
+_WEIGHT_COST = 8
+"""Multiply-adds that take as long as reading a byte of weights from a far cache."""
+
+_INPUT_COST = 24
+"""Bytes of weights that are read from a far cache while one byte of input comes from another processor's."""
 
 
 def shared_blocks(w: Array, groups: int, lanes: int) -> int:
@@ -177,26 +183,40 @@ class DirectConv:
         parts = [(start, count, size, None) for start, count, size in spans(whole, tile.blocks)]
         if exact is not None:
             parts.append((whole, 1, 1, exact))
-        operations = self.blocks * self.lanes * height * width * self.steps * STEP
-        # A group of blocks sees all pixels before the next one: weights come from a far cache once.
+        weights = self.blocks * self.lanes * self.steps * STEP
+        operations = weights * height * width + weights * _WEIGHT_COST
         rows, units = spans(height, tile.rows), -(-height // tile.rows)
-        across = -(-width // tile.cols)
-        for first, blocks, size, count in parts:
-            kind = ctx.parallel_kind(operations, blocks * units)
-            with self.b.loop(blocks * units, kind) as i:
-                block, unit = self.b.let(i // units * size + first), self.b.let(i % units)
-                for top, full, tile_rows in rows:
-                    inside = unit < full if top == 0 else unit >= units - 1
-                    with nullcontext() if len(rows) == 1 else self.b.when(inside):
-                        row = self.b.let(unit * tile_rows) if top == 0 else const(top)
-                        done = 0
-                        for left, cols, tile_cols in spans(width, tile.cols):
-                            with self.b.loop(cols) as j:
-                                col = self.b.let(j * tile_cols + left)
-                                self._plan_prefetch(size, unit * across + j + done, units * across)
-                                self._tile(Tile(size, tile_rows, tile_cols), block, row, col, count)
-                            done += cols
-        fill_halo(ctx)
+        across, b = -(-width // tile.cols), self.b
+
+        def unit_of(part: tuple[int, int, int, int | None], group: Expr, unit: Expr) -> None:
+            """The tiles of some rows and of one group of blocks."""
+            first, _, size, count = part
+            block = b.let(group * size + first)
+            for top, full, tile_rows in rows:
+                inside = unit < full if top == 0 else unit >= units - 1
+                with nullcontext() if len(rows) == 1 else b.when(inside):
+                    row = b.let(unit * tile_rows) if top == 0 else const(top)
+                    done = 0
+                    for left, cols, tile_cols in spans(width, tile.cols):
+                        with b.loop(cols) as j:
+                            col = b.let(j * tile_cols + left)
+                            self._plan_prefetch(size, unit * across + j + done, units * across)
+                            self._tile(Tile(size, tile_rows, tile_cols), block, row, col, count)
+                        done += cols
+
+        # A group of blocks sees all pixels before the next one: weights come from a far cache once.
+        if height >= BY_ROWS or weights <= _INPUT_COST * self.source.layout.bytes:
+            with ctx.share(operations, units) as (start, own):
+                for part in parts:
+                    with b.loop(part[1]) as group, b.loop(own) as i:
+                        unit_of(part, group, b.let(start + i))
+                end = tir.min((start + own) * tile.rows, const(height))
+                fill_halo(ctx, (b.let(start * tile.rows), b.let(end)))
+        else:
+            for part in parts:
+                with b.loop(part[1] * units, ctx.parallel_kind(operations, part[1] * units)) as i:
+                    unit_of(part, b.let(i // units), b.let(i % units))
+            fill_halo(ctx)
         return ctx.finish()
 
     def _plan_prefetch(self, size: int, number: Expr, tiles: int) -> None:

@@ -12,8 +12,11 @@ pixels, so few channels waste nothing.  Parameters are packed circularly over th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from tvm import tirx as tir
 
 from qcompile.ir import Node
 from targets._tvm.builder import Expr, const, lanes_of, reinterpret, shuffle, vec
@@ -30,6 +33,9 @@ GROUP = 16
 """Channels, and bytes, of a segment."""
 
 _LARGEST_WINDOW = 25
+
+_TAP_COST = 8
+"""Multiply-adds of a dense convolution in the time of one of these."""
 
 
 def is_legal(ctx: Context) -> bool:
@@ -141,7 +147,8 @@ class Depthwise:
         self.stride = (stride[0], stride[1])
         self.quads = Quads((w.shape[2], w.shape[3]), self.stride, (dilation[0], dilation[1]))
         self.origin = (layout.halo[0] - pad[0]) * self.row + (layout.halo[1] - pad[1]) * self.pixel
-        self.operations = self.out.shape[1] * self.out.shape[2] * self.pixel * w.shape[2] * w.shape[3]
+        taps = w.shape[2] * w.shape[3] * _TAP_COST
+        self.operations = self.out.shape[1] * self.out.shape[2] * self.pixel * taps
         taps, segments = self.quads.taps, self.segments
         packed = ctx.pack("quads", node.const("w"), taps=taps, groups=self.groups, segments=segments)
         self.weights = ctx.constant(packed)
@@ -158,29 +165,37 @@ class Depthwise:
         return SegmentTable(self.ctx, packed, self.groups)
 
     def emit(self) -> Emitted:
-        b, height = self.b, self.out.shape[1]
-        for top, count, rows in spans(height, self.quads.rows):
-            with b.loop(count, self.ctx.parallel_kind(self.operations, count)) as i:
-                row = b.let(i * rows + top)
-                self._row(row, rows)
-        fill_halo(self.ctx)
+        b, height, each = self.b, self.out.shape[1], self.quads.rows
+        pieces, parts = spans(height, each), self._parts()
+        # Threads share rows, and where vectors are many in few rows, also those of a row.
+        with self.ctx.share(self.operations, -(-height // each) * parts) as (start, count):
+            with b.loop(count) as i:
+                unit, part = b.let((start + i) // parts), b.let((start + i) % parts)
+                for top, full, rows in pieces:
+                    with nullcontext() if len(pieces) == 1 else b.when(unit < full if top == 0 else unit >= full):
+                        self._row(b.let(unit * rows) if top == 0 else const(top), rows, part)
+            first, end = ((at + (parts - 1)) // parts * each for at in (start, start + count))
+            fill_halo(self.ctx, (b.let(first), b.let(tir.min(end, const(height)))))
         return self.ctx.finish()
 
-    def _row(self, row: Expr, rows: int) -> None:
-        """One or two rows of outputs."""
+    def _parts(self) -> int:
+        """Into how many parts a row of outputs is cut: vectors of channels, or none."""
+        return -(-self.pixel // self.size) if mode_of(self.ctx) == "channels" else 1
+
+    def _row(self, row: Expr, rows: int, part: Expr) -> None:
+        """One or two rows of outputs, or a part of them."""
         b, width, size, pixel = self.b, self.out.shape[2], self.size, self.pixel
         x0 = b.let(row * (self.stride[0] * self.row) + self.origin)
         y0 = b.let(self.ctx.output.address((const(0), row, const(0))))
         mode, across = mode_of(self.ctx), self.stride[1] * self.pixel
         if mode == "channels":
-            for start, count, _ in _pieces(pixel, size):
-                with b.loop(count) as i:
-                    channel = b.let(i * size + start)
-                    for left, cols, wide in spans(width, 2):
-                        with b.loop(cols) as j:
-                            col = j * wide + left
-                            x, y = b.let(x0 + channel + col * across), b.let(y0 + channel + col * pixel)
-                            self._tile(x, y, channel // GROUP, rows, wide, self._consecutive)
+            # The last vector overlaps the one before it.
+            channel = b.let(tir.min(part * size, const(pixel - size)))
+            for left, cols, wide in spans(width, 2):
+                with b.loop(cols) as j:
+                    col = j * wide + left
+                    x, y = b.let(x0 + channel + col * across), b.let(y0 + channel + col * pixel)
+                    self._tile(x, y, channel // GROUP, rows, wide, self._consecutive)
         elif mode == "flat":
             for start, count, _ in _pieces(width * pixel, size):
                 with b.loop(count) as i:

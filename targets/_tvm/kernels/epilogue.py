@@ -135,7 +135,13 @@ def load_at(ctx: Context, source: Stored, coords: Sequence[Expr], lanes: int) ->
 
 
 class Epilogue:
-    """The fused requant of a kernel, or a plain store of the anchor's int32 where there is none."""
+    """The fused requant of a kernel, or a plain store of the anchor's int32 where there is none.
+
+    Args:
+        anchor_bits: the accumulator comes multiplied by 2^anchor_bits.
+        table: where constants are, if not in memory packed as `ParamTable` does.
+        read: a stored value where the kernel holds it already; None elsewhere.
+    """
 
     def __init__(
         self,
@@ -144,10 +150,12 @@ class Epilogue:
         anchor: str | None,
         anchor_bits: int = 0,
         table: Callable[[str], Table] | None = None,
+        read: Callable[[str, Sequence[Expr], int], Expr | None] = lambda value, coords, lanes: None,
     ) -> None:
         self._ctx = ctx
         self._node = node
         self._anchor = anchor
+        self._read = read
         self._dtype = storage(ctx.out_layout.dtype).name
         if node is None:
             return
@@ -192,15 +200,16 @@ class Epilogue:
         found = self._requant(LateKit(lanes, self._scale.wide, self._ctx.isa), acc, coords, lanes)
         return Late(self._ctx.b.let(found.expr), found.offset, found.lo, found.hi)
 
+    def _load(self, value: str, coords: Sequence[Expr], lanes: int) -> Expr:
+        held = self._read(value, coords, lanes)
+        return load_at(self._ctx, self._ctx.stored(value), coords, lanes) if held is None else held
+
     def _requant(self, kit: TirKit | ScalarKit, acc: Expr | None, coords: Sequence[Expr], lanes: int) -> Any:
         assert self._node is not None
         attrs, b = self._node.attrs, self._ctx.b
         scale = self._scale
         whole = vec("int32", lanes)
-        xs = [
-            acc if v == self._anchor else load_at(self._ctx, self._ctx.stored(v), coords, lanes)
-            for v in self._node.inputs
-        ]
+        xs = [acc if v == self._anchor else self._load(v, coords, lanes) for v in self._node.inputs]
         at: list[Any] = [t.at(coords, lanes) if t else None for t in (*self._multipliers, self._shift, self._negative)]
         *multipliers, shift, negative = [None if v is None else b.let(v) for v in at]
         zeros = list(attrs.ints("zeros"))

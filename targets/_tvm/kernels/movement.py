@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qcompile.ir import Node, storage
-from targets._tvm.builder import Expr, const, vec
+from targets._tvm.builder import Expr, const, shuffle, vec
 from targets._tvm.context import Context, Stored, flat_index
+from targets._tvm.isa import Threads, widest
 from targets._tvm.kernels.epilogue import load_at
 from targets._tvm.kernels.pointwise import Region, lane_axis
 
@@ -27,6 +28,8 @@ def regions(ctx: Context, node: Node) -> list[Region]:
             return _pad(ctx, node)
         case "slice":
             starts, steps = node.attrs.ints("starts"), node.attrs.ints("steps")
+            if dealt := _dealt(ctx, node.inputs[0], starts, steps):
+                return [dealt]
             aligned = steps[lane_axis(layout)] == 1
             return [_copy(ctx, node.inputs[0], *whole, lambda at: [
                 c * k + s for c, k, s in zip(at, steps, starts, strict=True)], aligned)]  # fmt: skip
@@ -63,10 +66,12 @@ def _lanes(ctx: Context, source: Stored, size: int, aligned: bool) -> int:
     """The widest copy: lane axes agree, and no wider than the box needs."""
     if ctx.isa.lanes == 1 or not aligned or source.layout.channels_last != ctx.out_layout.channels_last:
         return 1
-    widest = _WIDE_COPY // storage(ctx.out_layout.dtype).itemsize
-    while widest > 16 and widest > size:
-        widest //= 2
-    return min(widest, 16) if widest > size else widest
+    if isinstance(ctx.isa, Threads):
+        return ctx.isa.lanes
+    lanes = _WIDE_COPY // storage(ctx.out_layout.dtype).itemsize
+    while lanes > 16 and lanes > size:
+        lanes //= 2
+    return min(lanes, 16) if lanes > size else lanes
 
 
 def _copy(
@@ -88,6 +93,36 @@ def _copy(
     return Region(origin, extent, at, lanes, int(np.prod(extent)) // 4)
 
 
+def _dealt(ctx: Context, value: str, starts: Sequence[int], steps: Sequence[int]) -> Region | None:
+    """Every second, third or fourth byte along the lane axis: vectors of them picked from a wider load.
+
+    The last load reads less than itself too much, and stays inside the memory behind buffers that kernels may read.
+    """
+    layout, source = ctx.out_layout, ctx.stored(value)
+    step = steps[lane_axis(layout)]
+    lanes = {2: _WIDE_COPY // 2, 3: _WIDE_COPY // 4, 4: _WIDE_COPY // 4}.get(step, 0)
+    if isinstance(ctx.isa, Threads):
+        # Threads load no more than they need.
+        lanes = ctx.isa.lanes if lanes and layout.shape[0] % ctx.isa.lanes == 0 else 0
+    if not lanes or ctx.isa.lanes == 1 or layout.dtype == "i32" or not layout.channels_last:
+        return None
+    if not source.layout.channels_last:
+        return None
+
+    # From a multiple of the step: channels before the first one are there, and the load is aligned.
+    inside = starts[lane_axis(layout)] % step
+    whole = [s - inside if d == lane_axis(layout) else s for d, s in enumerate(starts)]
+
+    def at(coords: Sequence[Expr], width: int) -> Expr:
+        first = source.address([c * k + s for c, k, s in zip(coords, steps, whole, strict=True)])
+        wide = ctx.b.let(ctx.b.load(source.buffer, first, width * step))
+        return shuffle(wide, wide, [lane * step + inside for lane in range(width)])
+
+    while lanes > 16 and lanes > layout.shape[0]:
+        lanes //= 2
+    return Region((0,) * len(layout.shape), layout.shape, at, lanes, int(np.prod(layout.shape)) // 4)
+
+
 def _concat(ctx: Context, node: Node) -> list[Region]:
     axis = node.attrs.int("axis") - 1
     rank = len(ctx.out_layout.shape)
@@ -105,7 +140,7 @@ def _concat(ctx: Context, node: Node) -> list[Region]:
 
 
 def _pad(ctx: Context, node: Node) -> list[Region]:
-    """The constant everywhere, then the value inside it."""
+    """The value, and the constant in the borders: boxes that share no element, because threads come in any order."""
     layout, pads = ctx.out_layout, node.attrs.ints("pads")
     before = pads[: len(pads) // 2]
     dtype = storage(layout.dtype).name
@@ -117,8 +152,14 @@ def _pad(ctx: Context, node: Node) -> list[Region]:
     def index(coords: Sequence[Expr]) -> list[Expr]:
         return [c - p for c, p in zip(coords, before, strict=True)]
 
-    everywhere = Region((0,) * len(layout.shape), layout.shape, constant, 1 if ctx.isa.lanes == 1 else 16, 0)
-    return [
-        everywhere,
-        _copy(ctx, node.inputs[0], tuple(before), ctx.layout(node.inputs[0]).shape, index, True),
-    ]
+    lanes = 1 if ctx.isa.lanes == 1 else widest(ctx.isa, 16)
+    shape, inside = layout.shape, ctx.layout(node.inputs[0]).shape
+    found = [_copy(ctx, node.inputs[0], tuple(before), inside, index, True)]
+    for d, size in enumerate(inside):
+        # Before and behind the value in dimension d, inside of it in the dimensions before, whole in those behind.
+        for start, count in ((0, before[d]), (before[d] + size, shape[d] - before[d] - size)):
+            if count:
+                origin = (*before[:d], start, *(0 for _ in shape[d + 1 :]))
+                extent = (*inside[:d], count, *shape[d + 1 :])
+                found.append(Region(origin, extent, constant, lanes, 0))
+    return found

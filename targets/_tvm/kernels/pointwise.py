@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+
+from tvm import tirx as tir
 
 from qcompile.ir import storage
 from qcompile.target.program import Layout
 from targets._tvm.builder import Expr, const, vec
 from targets._tvm.context import Context
+from targets._tvm.isa import Threads, widest
 from targets._tvm.kernels.epilogue import store
 
 At = Callable[[Sequence[Expr], int], Expr]
 """(output coordinates, lanes) → the elements to store from there along the lane axis."""
+
+
+_ELEMENT_COST = 8
+"""Multiply-adds of a tuned convolution in the time of one operation here."""
+
+
+BY_ROWS = 8
+"""Rows of an image from which on threads share its rows, and never its channels.
+
+All kernels decide alike, so that a thread finds most of its inputs in the caches of its own processor.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,31 +93,32 @@ def emit_region(ctx: Context, region: Region) -> None:
 def _emit_part(ctx: Context, region: Region, axis: int, start: int, count: int, width: int, exact: int | None) -> None:
     b = ctx.b
     order = [d for d in range(len(region.extent)) if d != axis]
-    order.insert(1 if ctx.out_layout.channels_last and width > 1 else len(order), axis)
+    held = ctx.out_layout.channels_last and width > 1 and not isinstance(ctx.isa, Threads)
+    order.insert(1 if held else len(order), axis)
     coords: list[Expr] = [const(0)] * len(region.extent)
     with ExitStack() as stack:
         for position, d in enumerate(order):
             extent = count if d == axis else region.extent[d]
-            kind = ctx.parallel_kind(region.operations, extent) if position == 0 else "serial"
+            kind = ctx.parallel_kind(region.operations * _ELEMENT_COST, extent) if position == 0 else "serial"
             i = stack.enter_context(b.loop(extent, kind))
             coords[d] = i * width + start if d == axis else i + region.origin[d]
         store(ctx, coords, b.let(region.at(coords, width)), exact)
 
 
-def fill_box(ctx: Context, origin: tuple[int, int, int], extent: tuple[int, int, int], value: int) -> None:
+def fill_box(ctx: Context, origin: tuple[Expr, int, int], extent: tuple[Expr, int, int], value: int) -> None:
     """Store a constant in a box of a channels-last output, in physical (row, column, channel) coordinates."""
     b, layout = ctx.b, ctx.out_layout
     rows, cols, channels = extent
-    if rows <= 0 or cols <= 0 or channels <= 0:
+    if (isinstance(rows, int) and rows <= 0) or cols <= 0 or channels <= 0:
         return
     dtype = storage(layout.dtype).name
     if channels == layout.pixel:
         cols, channels = 1, cols * channels
-        if origin[1] == 0 and channels == layout.cols * layout.pixel:
+        if origin[1] == 0 and channels == layout.cols * layout.pixel and isinstance(rows, int):
             rows, channels = 1, rows * channels
     pixel, row = layout.pixel, layout.cols * layout.pixel
     base = origin[0] * row + origin[1] * pixel + origin[2]
-    wide = 1 if ctx.isa.lanes == 1 else 64 if dtype == "uint8" else 16
+    wide = 1 if ctx.isa.lanes == 1 else widest(ctx.isa, 64 if dtype == "uint8" else 16)
     with b.loop(rows) as r, b.loop(cols) as c:
         start = b.let(r * row + c * pixel + base)
         if channels >= wide:
@@ -116,15 +131,23 @@ def fill_box(ctx: Context, origin: tuple[int, int, int], extent: tuple[int, int,
             done += step
 
 
-def fill_halo(ctx: Context) -> None:
-    """Fill the frame around a channels-last output, so that its readers need no border tests."""
+def fill_halo(ctx: Context, own: tuple[Expr, Expr] | None = None) -> None:
+    """Fill the frame around a channels-last output, so that its readers need no border tests.
+
+    With `own` only at the rows from the first to before the second: a thread fills what lies beside its own rows, or
+    the cache lines they share would travel to another processor and back.
+    """
     layout = ctx.out_layout
     if not layout.channels_last or not any(layout.halo):
         return
     top, left, bottom, right = layout.halo
     _, height, width = layout.shape
     pixel, cols, rows = layout.pixel, layout.cols, layout.rows
-    fill_box(ctx, (0, 0, 0), (top, cols, pixel), layout.fill)
-    fill_box(ctx, (top, 0, 0), (height, left, pixel), layout.fill)
-    fill_box(ctx, (top, left + width, 0), (height, right, pixel), layout.fill)
-    fill_box(ctx, (rows - bottom, 0, 0), (bottom, cols, pixel), layout.fill)
+    start, end = own or (0, height)
+    count = ctx.b.let(end - start) if own else height
+    with ctx.b.when(tir.all(count > 0, start == 0)) if own else nullcontext():
+        fill_box(ctx, (0, 0, 0), (top, cols, pixel), layout.fill)
+    fill_box(ctx, (start + top, 0, 0), (count, left, pixel), layout.fill)
+    fill_box(ctx, (start + top, left + width, 0), (count, right, pixel), layout.fill)
+    with ctx.b.when(tir.all(count > 0, end == height)) if own else nullcontext():
+        fill_box(ctx, (rows - bottom, 0, 0), (bottom, cols, pixel), layout.fill)

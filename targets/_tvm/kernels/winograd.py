@@ -14,7 +14,7 @@ requant divides by 64 as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -95,8 +95,17 @@ F2 = Form(2, "uint8", "int8", 63, 127, 2, 1 << 29, _inputs_2, _outputs_2)
 F4 = Form(4, "int16", "int16", 255, 32767, 6, 1 << 25, _inputs_4, _outputs_4)
 
 _PRODUCT_BYTES = 64 << 10
+_REUSE = 4
+"""Register tiles that use weights in turn while these stay in the first cache."""
+
 STRIP_BYTES = 512 << 10
 """Transformed inputs that stay in the second cache."""
+
+_SHARED_WEIGHTS = 3 << 19
+"""Weights that every thread may read: more of them cost more than transforming all inputs in every thread."""
+
+_TASKS = 8
+"""Most threads among which blocks are shared."""
 
 _WIDEST = 64
 """Bytes of the widest vector of the input transform."""
@@ -133,12 +142,25 @@ def _width(channels: int) -> int:
     return -(-channels // 16) * 16
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """`count` groups of `size` blocks from block `start` on; with `exact`, so many channels of the block are stored."""
+
+    start: int
+    count: int
+    size: int
+    exact: int | None
+
+
 class Winograd:
     """The generator: strips of tiles; each is transformed, multiplied position by position, and transformed back.
 
+    Threads share nothing that one of them has computed: each transforms the inputs it needs.
+
     Attributes:
-        size: tiles of a chunk.
-        inputs: the transformed inputs of a strip, [chunks, positions, size, width].
+        tiles, size: all tiles, and those of a chunk.
+        strip: chunks that are transformed before they are multiplied, at most.
+        inputs: transformed inputs, [slots, positions, size, width]; a slot holds a chunk of one thread.
         stride: weights of a block.
     """
 
@@ -167,49 +189,92 @@ class Winograd:
         self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name, form.anchor_bits)
 
     def emit(self) -> Emitted:
-        ctx, b = self.ctx, self.b
-        row_bytes = self.positions * self.across * self.width * np.dtype(self.form.dtype).itemsize
-        strips = -(-self.down // max(1, STRIP_BYTES // row_bytes))
-        rows = -(-self.down // strips)
+        ctx, b, size = self.ctx, self.b, np.dtype(self.form.dtype).itemsize
         # The products of all positions nearly fit the first cache.
         most = max(4, _PRODUCT_BYTES // (self.positions * self.lanes * 4))
-        tile = choose_tile(self.isa, self.blocks, 1, rows * self.across, self.steps, self.blocks, most)
-        self.size = tile.cols
-        chunks = -(-rows * self.across // self.size)
-        self.inputs = ctx.scratch(self.form.dtype, chunks * self.positions * self.size * self.width)
-        for top, count, height in spans(self.down, rows):
-            with b.loop(count) as i:
-                self._strip(tile, b.let((i * rows + top) * self.across), height * self.across)
-        fill_halo(ctx)
+        self.tiles = self.down * self.across
+        tile = choose_tile(self.isa, self.blocks, 1, self.tiles, self.steps, self.blocks, most)
+        self.cols = tile.cols
+        by_blocks = self.blocks * self.stride * size > _SHARED_WEIGHTS and self.blocks > tile.blocks
+        by_blocks = by_blocks and self.tiles * self.positions * self.width * size <= STRIP_BYTES
+        # Weights that are too many for the near caches serve several register tiles before the next position's.
+        self.size = min(self.tiles, self.cols * _REUSE) if by_blocks else self.cols
+        chunks, chunk = -(-self.tiles // self.size), self.positions * self.size * self.width
+        whole = self.blocks - (self.exact is not None)
+        parts = [_Part(*span, None) for span in spans(whole, tile.blocks)]
+        if self.exact is not None:
+            parts.append(_Part(whole, 1, 1, self.exact))
+        groups = sum(part.count for part in parts)
+        self.strip = chunks if by_blocks else min(chunks, max(1, STRIP_BYTES // (chunk * size)))
+        operations = self.positions * self.tiles * self.blocks * self.lanes * self.width
+        if by_blocks:
+            # Each thread transforms all inputs, and reads no weights but its own.
+            tasks = min(groups, _TASKS, max(2, 2 * STRIP_BYTES // (chunks * chunk * size)))
+            self.inputs = ctx.scratch(self.form.dtype, tasks * chunks * chunk)
+            with ctx.share(operations, tasks) as (first, count):
+                own = self._range(first, count, tasks, groups)
+                self._strip(parts, own, const(0), const(chunks), b.let(first * chunks))
+            fill_halo(ctx)
+        else:
+            # Each thread reads all weights, and transforms no inputs but its own.
+            slots = min(chunks, 2 * self.strip)
+            self.inputs = ctx.scratch(self.form.dtype, slots * chunk)
+            with ctx.share(operations, slots) as (first, count):
+                start, end = self._range(first, count, slots, chunks)
+                most = b.let(tir.max(tir.min(count, const(self.strip)), const(1)))
+                with b.loop(b.let(tir.truncdiv(end - start + most - 1, most))) as i:
+                    begin = b.let(start + i * most)
+                    here = b.let(tir.min(end - begin, most))
+                    self._strip(parts, (const(0), const(groups)), begin, here, first)
+                fill_halo(ctx, (self._row_of(start), self._row_of(end)))
         return ctx.finish()
 
-    def _strip(self, tile: Tile, base: Expr, tiles: int) -> None:
-        """Some rows of tiles: all inputs are transformed, then every group of blocks reads its weights once."""
-        ctx, b = self.ctx, self.b
-        operations = self.positions * tiles * self.blocks * self.lanes * self.width
-        with b.loop(tiles, ctx.parallel_kind(operations, tiles)) as t:
-            self._transform_inputs(base, t)
-        whole = self.blocks - (self.exact is not None)
-        parts = [(start, count, size, None) for start, count, size in spans(whole, tile.blocks)]
-        if self.exact is not None:
-            parts.append((whole, 1, 1, self.exact))
-        chunks, units = spans(tiles, tile.cols), -(-tiles // tile.cols)
-        for start, count, group, exact in parts:
-            with b.loop(count * units, ctx.parallel_kind(operations, count * units)) as j:
-                block, unit = b.let(j // units * group + start), b.let(j % units)
-                for left, full, size in chunks:
-                    inside = unit < full if left == 0 else unit >= units - 1
-                    with nullcontext() if len(chunks) == 1 else b.when(inside):
-                        self._chunk(Tile(group, 1, size), block, base, (unit, units), exact)
+    def _row_of(self, chunk: Expr) -> Expr:
+        """The first row of outputs whose first tile is in a chunk or behind it."""
+        done = tir.min(chunk * self.size, const(self.tiles)) + (self.across - 1)
+        row = tir.truncdiv(done, const(self.across)) * self.form.m
+        return self.b.let(tir.min(row, const(self.ctx.out_layout.shape[1])))
 
-    def _chunk(self, tile: Tile, block: Expr, base: Expr, turn: tuple[Expr, int], exact: int | None) -> None:
-        """A chunk of a strip and some blocks; `turn`: which chunk, and how many there are."""
-        b, unit = self.b, turn[0]
-        products = b.local("int32", self.positions * tile.cols * tile.blocks * self.lanes)
-        ahead = self._plan_prefetch(tile.blocks, *turn)
+    def _range(self, first: Expr, count: Expr, units: int, items: int) -> tuple[Expr, Expr]:
+        """(start, end) of the items that so many units hold."""
+        start, end = (tir.truncdiv(at * items, const(units)) for at in (first, first + count))
+        return self.b.let(start), self.b.let(end)
+
+    def _strip(self, parts: Sequence[_Part], groups: tuple[Expr, Expr], first: Expr, chunks: Expr, slot: Expr) -> None:
+        """Some chunks, transformed into `slot` and behind; then every group of blocks reads its weights once."""
+        b, done, all_chunks = self.b, 0, -(-self.tiles // self.size)
+        base = b.let(first * self.size)
+        with b.loop(b.let(tir.min(chunks * self.size, self.tiles - base))) as t:
+            self._transform_inputs(base, t, slot)
+        for part in parts:
+            start = b.let(tir.max(groups[0] - done, const(0)))
+            count = b.let(tir.max(tir.min(groups[1] - done, const(part.count)) - start, const(0)))
+            with b.loop(count) as j, b.loop(chunks) as i:
+                block, unit = b.let((start + j) * part.size + part.start), b.let(first + i)
+                turn = (i, max(1, self.strip // 2))
+                for left, full, size in spans(self.tiles, self.size):
+                    inside = unit < full if left == 0 else unit >= all_chunks - 1
+                    with nullcontext() if self.tiles % self.size == 0 or all_chunks == 1 else b.when(inside):
+                        self._chunk(Tile(part.size, 1, size), block, (unit, b.let(slot + i)), turn, part.exact)
+            done += part.count
+
+    def _chunk(
+        self, tile: Tile, block: Expr, place: tuple[Expr, Expr], turn: tuple[Expr, int], exact: int | None
+    ) -> None:
+        """A chunk by some blocks; `place`: its number and its slot; `turn`: as in `_plan_prefetch`."""
+        b, (unit, slot), (number, turns) = self.b, place, turn
+        # An array of vectors is aligned like one.
+        products = b.local(vec("int32", self.lanes), self.positions * tile.cols * tile.blocks)
+        pieces = -(-tile.cols // self.cols)
         with b.loop(self.positions) as position:
-            self._multiply(tile, products, block, unit, position, ahead)
-        self._transform_outputs(tile, products, block, b.let(base + unit * self.size), exact)
+            for left, count, cols in spans(tile.cols, self.cols):
+                with b.loop(count) as i:
+                    first = b.let(i * cols + left)
+                    ahead = self._plan_prefetch(tile.blocks, number * pieces + i + left // self.cols, turns * pieces)
+                    x = b.let(((slot * self.positions + position) * self.size + first) * self.width)
+                    into = b.let((position * tile.cols + first) * tile.blocks)
+                    self._multiply(Tile(tile.blocks, 1, cols), products, block, position, (x, into), ahead)
+        self._transform_outputs(tile, products, block, b.let(unit * self.size), exact)
 
     def _plan_prefetch(self, size: int, number: Expr, turns: int) -> list[Expr]:
         """As in the direct convolution: the weights of the next blocks, spread over the turns of these."""
@@ -219,8 +284,8 @@ class Winograd:
         first = tir.min(number * each, const(size - each)) + size
         return [self.b.let((first + q) * self.stride) for q in range(each)]
 
-    def _transform_inputs(self, base: Expr, t: Expr) -> None:
-        """[positions, size, width] from the pixels under tile t of the strip; modulo 2^8 or 2^16."""
+    def _transform_inputs(self, base: Expr, t: Expr, slot: Expr) -> None:
+        """[positions, size, width] from the pixels under tile t of a strip; modulo 2^8 or 2^16."""
         b, layout = self.b, self.source.layout
         row_bytes = layout.cols * layout.pixel
         form, alpha = self.form, self.form.alpha
@@ -229,7 +294,7 @@ class Winograd:
         # The last rows and columns of a tile that sticks out feed only outputs that are not stored.
         rows = [b.let(tir.min(top + i, const(layout.rows - 1)) * row_bytes) for i in range(alpha)]
         cols = [b.let(tir.min(left + i, const(layout.cols - 1)) * layout.pixel) for i in range(alpha)]
-        first = b.let((t // self.size * (self.positions * self.size) + t % self.size) * self.width)
+        first = b.let(((slot + t // self.size) * (self.positions * self.size) + t % self.size) * self.width)
         done = 0
         for lanes in (64, 32, 16):
             count = (self.width - done) // lanes
@@ -254,10 +319,10 @@ class Winograd:
                 b.store(self.inputs, index, value + const(WINOGRAD_OFFSET, wide) if offset else value)
 
     def _multiply(
-        self, tile: Tile, products: Expr, block: Expr, chunk: Expr, position: Expr, ahead: list[Expr]
+        self, tile: Tile, products: Expr, block: Expr, position: Expr, place: tuple[Expr, Expr], ahead: list[Expr]
     ) -> None:
-        """int32[positions, tiles, blocks·lanes]: the products of one position."""
-        b, isa, wide = self.b, self.isa, vec("int32", self.lanes)
+        """The products of one position, vectors [positions, tiles, blocks]; `place`: of their inputs, and their own."""
+        b, isa, wide, (x0, into) = self.b, self.isa, vec("int32", self.lanes), place
         accs = [[b.local(wide) for _ in range(tile.cols)] for _ in range(tile.blocks)]
         for g, group in enumerate(accs):
             index = (position * self.blocks + block + g) * self.lanes
@@ -266,7 +331,6 @@ class Winograd:
                 b.store(acc, 0, start)
         vector = self.lanes * self.form.step
         w0 = b.let(block * self.stride + position * (self.steps * vector))
-        x0 = b.let((chunk * self.positions + position) * (self.size * self.width))
         unroll = unroll_of(tile, self.steps)
         bytewise = self.form.step == STEP
         with b.loop(self.ctx.opaque(self.steps // unroll)) as d:
@@ -288,8 +352,7 @@ class Winograd:
                         b.store(accs[g][t], 0, dot(b.load(accs[g][t], 0), x, ws[g]))
         for g, group in enumerate(accs):
             for t, acc in enumerate(group):
-                index = (position * tile.cols + t) * (tile.blocks * self.lanes) + g * self.lanes
-                b.store(products, index, b.load(acc, 0))
+                b.store(products, into + (t * tile.blocks + g), b.load(acc, 0))
 
     def _transform_outputs(self, tile: Tile, products: Expr, block: Expr, base: Expr, exact: int | None) -> None:
         """The m×m requantized outputs of every tile and block."""
@@ -299,12 +362,12 @@ class Winograd:
             col = b.let((base + t) % self.across * form.m)
             with b.loop(tile.blocks) as g:
                 channel = b.let((block + g) * self.lanes)
-                first = b.let((t * tile.blocks + g) * self.lanes)
-                step = tile.cols * tile.blocks * self.lanes
+                first = b.let(t * tile.blocks + g)
+                step = tile.cols * tile.blocks
                 columns = []
                 for c in range(alpha):
                     indices = [first + (r * alpha + c) * step for r in range(alpha)]
-                    column = form.outputs([b.let(b.load(products, i, self.lanes)) for i in indices])
+                    column = form.outputs([b.let(b.load(products, i)) for i in indices])
                     columns.append([b.let(v) for v in column])
                 found = [
                     ((r, c), b.let(self._finish(acc)))

@@ -226,6 +226,37 @@ def test_drop_noop_movement_turns_a_transpose_of_ones_into_a_reshape() -> None:
     assert lines(graph)[0] == "%t = reshape(%x) {shape=(-1, 1, 1, 5)}"
 
 
+def shuffled(net: Net, value: str, *shape: int) -> Net:
+    """Channels of (2k, h, w) dealt to two halves, as exporters write it, and each half taken."""
+    channels, h, w = shape
+    net.reshape("r", value, shape=(-1, channels // 2, 2, h * w)).transpose("t", "r", perm=(0, 2, 1, 3))
+    net.reshape("h", "t", shape=(-1, 2, 1, channels // 2, h, w))
+    for i, name in enumerate("ab"):
+        ends = (i + 1, 1, channels // 2, h, w)
+        net.slice(f"s{name}", "h", starts=(i, 0, 0, 0, 0), ends=ends, steps=(1,) * 5)
+        net.reshape(name, f"s{name}", shape=(-1, channels // 2, h, w))
+    return net
+
+
+def test_movement_to_slice_of_a_channel_shuffle() -> None:
+    graph, report = apply("movement-to-slice", shuffled(Net(6, 2, 3), "x", 6, 2, 3).out(a="a", b="b"))
+    assert lines(graph)[:-2] == [
+        "%a = slice(%x) {ends=(5, 2, 3), starts=(0, 0, 0), steps=(2, 1, 1)}",
+        "%b = slice(%x) {ends=(6, 2, 3), starts=(1, 0, 0), steps=(2, 1, 1)}",
+    ]
+    assert report.done == ("a", "b")
+
+
+def test_movement_to_slice_leaves_what_is_no_slice() -> None:
+    net = Net(6, 2, 3).reshape("r", "x", shape=(-1, 2, 3, 6)).transpose("t", "r", perm=(0, 2, 1, 3))
+    net.reshape("p", "t", shape=(-1, 6, 2, 3))  # a permutation
+    net.slice("s", "p", starts=(0, 0, 0), ends=(3, 2, 3), steps=(1, 1, 1))  # channels 0, 3, 1
+    net.slice("u", "x", starts=(1, 0, 0), ends=(5, 2, 3), steps=(2, 1, 1))  # a slice already
+    graph, report = apply("movement-to-slice", net.out(p="p", s="s", u="u"))
+    assert not report.done
+    assert [node.op for node in graph.nodes] == ["reshape", "transpose", "reshape", "slice", "slice"]
+
+
 def test_split_tail() -> None:
     net = Net(4).linear("l", "x", w=ROW).reshape("r", "l", shape=(-1, 3, 1)).softmax("s", "r", axis=1)
     graph, _ = apply("split-tail", net.affine("a", "s", scale=array(1, 1), shift=array(1, 1)).out(p="a"))
