@@ -73,7 +73,7 @@ def predict(network: str, folder: Path, target: str, threads: int, count: int, s
     from qcompile.capture import capture
     from qcompile.compiler import Compiler
     from qcompile.data import load_batches
-    from qcompile.latency import Timer, time_executable
+    from qcompile.latency import Timer
     from qcompile.pm.facts import COSTS
     from qcompile.pm.registry import find_backend, find_target
     from qcompile.target.cost import CostCache
@@ -88,22 +88,22 @@ def predict(network: str, folder: Path, target: str, threads: int, count: int, s
     compiler.prepare(analyse=False)
     compiler.graph, _ = compiler.run_passes(compiler.graph, [("estimate-cost", {"threads": threads})])
     layers = [layer for layer in compiler.graph.notes[COSTS] if layer]
-    correction = Timer(compiler).correction()
+    timer = Timer(compiler)
+    correction = timer.correction()
     found = []
     for name, plan in random_plans(layers, machine, count, seed).items():
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "plan.json"
             path.write_text(json.dumps({"bits": plan}))
             planned = compiler.from_file(path)
-            program = compiler.lower()
+            program = timer.settled(compiler.lower())
             compiler.backend.build(program, Path(scratch) / "library")
             executable = compiler.backend.load(Path(scratch) / "library", program.graph)
-            timed = time_executable(executable, threads)
+            measured, raw = timer.time(program, executable).median, executable.measure(threads, 20).median
         predicted = compiler.predicted_seconds(planned.bits)
         assert predicted is not None  # costs were estimated
-        at_reference = timed.at(costs.clock())
-        found.append(Prediction(network, name, predicted, correction, at_reference.median, timed.median))
-        print(f"{network} {name}: {predicted * 1e3:.3f} {at_reference.median * 1e3:.3f}", file=sys.stderr, flush=True)
+        found.append(Prediction(network, name, predicted, correction, measured, raw))
+        print(f"{network} {name}: {predicted * 1e3:.3f} {measured * 1e3:.3f}", file=sys.stderr, flush=True)
     return found
 
 

@@ -73,6 +73,7 @@ def compile(
     protect: Sequence[str] = (),
     rounding: str | None = None,
     device: str | None = None,
+    costs: str | os.PathLike[str] | None = None,
 ) -> CompileResult:
     """Compile a network to integer-only code under budgets.
 
@@ -106,6 +107,7 @@ def compile(
         rounding: how weights become integers: `"gptq"` (the default), `"adaround"`, `"adaquant"`, `"discquant"` or
             `"nearest"`.
         device: where kernels and artifacts are measured: `"local"`, or an address (see `qcompile.target.device`).
+        costs: file of costs measured on a device of the target, used where nothing can be measured.
 
     Raises:
         QcompileError: see `qcompile.errors`; nothing is left half-written.
@@ -138,6 +140,7 @@ def compile(
         protect=tuple(protect),
         rounding=rounding,
         device=parse_device(device),
+        costs=None if costs is None else Path(costs),
     )
     return job.run()
 

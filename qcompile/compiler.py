@@ -23,6 +23,7 @@ from qcompile.target.bench import measure_missing
 from qcompile.target.cost import CostCache
 from qcompile.target.model import Target
 from qcompile.target.program import Program, work_of
+from qcompile.target.table import MeasuredCosts
 from qcompile.units import format_bits
 
 log = logging.getLogger("qcompile")
@@ -80,6 +81,7 @@ class Compiler:
         metrics: regular expression over layer names → another sensitivity for them.
         protect: regular expressions over layer names; these layers keep the widest bits.
         work: finished pieces of long analyses.
+        table: costs measured elsewhere, for where `costs` is None.
         floor: samples that only judge accuracy (`Budgets.max_drop`), with `labels` where `floor_labels` says so.
         refused: plans that were built and lost too much.
     """
@@ -106,6 +108,7 @@ class Compiler:
     floor: Batches | None = None
     floor_labels: bool = False
     work: WorkCache | None = field(default_factory=WorkCache)
+    table: MeasuredCosts | None = None
     graph: Graph = field(init=False)
     whole_target: Target = field(init=False)
     reports: dict[str, Report] = field(default_factory=dict)
@@ -132,7 +135,10 @@ class Compiler:
             target=self.target, backend=self.backend, calibration=self.calibration, holdout=self.holdout,
             labels=self.labels, costs=self.costs, work=self.work, seed=self.seed, progress=self.progress, log=log,
         )  # fmt: skip
-        data = {"pins": dict(self.pins), "protect": self.protect, "pairs": self.pairs, **changes.pop("data", {})}
+        data = {
+            "pins": dict(self.pins), "protect": self.protect, "pairs": self.pairs, "costs": self.table,
+            **changes.pop("data", {}),
+        }  # fmt: skip
         return replace(base, data=data, **changes)
 
     def run_passes(self, graph: Graph, specs: Sequence[Any], **context: Any) -> tuple[Graph, Program | None]:
@@ -202,6 +208,11 @@ class Compiler:
         self.graph, _ = self.run_passes(self.graph, [("plan-from-file", {"path": str(path)})])
         return Planned(self._bits(), {"status": "given", "objective": None, "bound": None, "gap": None})
 
+    def replan(self, bits: Mapping[str, Bits]) -> None:
+        """Plan with bits that were solved for before."""
+        table = self.graph.notes.with_table(BITS, planning.choices(bits))
+        self.graph = self.graph.with_notes(table)
+
     def solve(self, budgets: Budgets, latency_scale: float) -> Planned:
         """Solve the integer program, then choose among its best plans and the uniform ones by measured loss."""
         fixed = self.graph.notes[COSTS][""].seconds[8, 8]
@@ -215,7 +226,10 @@ class Compiler:
         plans = undominated(facts["candidates"])
         plans += [plan for plan in undominated(facts["uniform"]) if plan not in plans]
         predicted = dict(zip(map(_key, facts["candidates"]), facts["predicted"], strict=True))
-        inputs = {"candidates": [planning.choices(plan) for plan in plans], "measured": self._measured}
+        inputs = {
+            "candidates": [planning.choices(plan) for plan in plans], "measured": self._measured,
+            "uniform": [planning.choices(plan) for plan in facts["uniform"]],
+        }  # fmt: skip
         self.graph, _ = self.run_passes(self.graph, ["select-plan"], data=inputs)
         selected = self.reports["select-plan"].facts
         table = [

@@ -72,8 +72,8 @@ def save(
         return facts
 
     return artifact.write_artifact(
-        directory, graph=program.graph, record=record, plan=plan_record(compiler, planned), golden_inputs=goldens,
-        build=build, overwrite=True,
+        directory, graph=program.graph, record=record, plan=plan_record(compiler, planned, program),
+        golden_inputs=goldens, build=build, overwrite=True,
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def golden_inputs(graph: Graph, compiler: Compiler) -> dict[str, Array]:
     return found
 
 
-def plan_record(compiler: Compiler, planned: Planned) -> dict[str, Any]:
+def plan_record(compiler: Compiler, planned: Planned, program: Program) -> dict[str, Any]:
     """`plan.json`: the bits, and for each layer what every choice would have cost."""
     notes = compiler.graph.notes
     losses, costs, groups = notes.get(LOSS), notes.get(COSTS), notes.get(GROUPS)
@@ -156,7 +156,15 @@ def plan_record(compiler: Compiler, planned: Planned) -> dict[str, Any]:
         "interactions": _interactions(compiler),
         "accuracy": planned.accuracy or None,
         "protect": list(compiler.protect),
+        "memory_plan": memory_plan(program),
     }
+
+
+def memory_plan(program: Program) -> dict[str, int]:
+    """Bytes of the arena, and of the most that is alive at one kernel: no plan of these buffers needs less."""
+    from passes.lower.plan_memory import lower_bound
+
+    return {"arena_bytes": program.arena_bytes, "lower_bound_bytes": lower_bound(program)}
 
 
 def _prediction(compiler: Compiler, planned: Planned) -> dict[str, Any] | None:

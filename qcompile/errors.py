@@ -5,7 +5,8 @@ A message says what is wrong and where; `hint` says what to do next.  Exit codes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 
@@ -53,9 +54,14 @@ class UnsupportedOpError(CaptureError):
 
 
 class InfeasibleError(QcompileError):
-    """No plan keeps the budgets; the message states the best possible value of each."""
+    """No plan keeps the budgets; the message states the best possible value of each.
+
+    Attributes:
+        least: limit that cannot be kept → its smallest possible value under the others, where that is known.
+    """
 
     exit_code = 4
+    least: Mapping[str, float] = MappingProxyType({})
 
 
 class AccuracyError(QcompileError):

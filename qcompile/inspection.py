@@ -82,6 +82,7 @@ def explain_artifact(artifact: Artifact, layer: str | None = None) -> dict[str, 
     return {
         "target": record.target,
         "costs": plan.get("costs"),
+        "memory_plan": plan.get("memory_plan"),
         "budgets": {
             "latency_seconds": record.budgets.latency_seconds,
             "memory_bytes": record.budgets.memory_bytes,

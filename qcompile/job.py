@@ -19,21 +19,22 @@ from qcompile.artifact import Artifact
 from qcompile.artifact.copying import publish_copy
 from qcompile.compiler import Budgets, Compiler, Planned, Progress, stream
 from qcompile.data import Dataset, load_batches, split_holdout
-from qcompile.emission import Source, fingerprint, record_of, save
+from qcompile.emission import Source, fingerprint, memory_plan, record_of, save
 from qcompile.errors import DeviceError, InfeasibleError, UsageError
 from qcompile.ir import Array
-from qcompile.latency import Build, Timer, keep_latency, slower_than_uniform, time_executable
+from qcompile.latency import Build, Timer, keep_latency, slower_than_uniform
 from qcompile.planning import AXES
 from qcompile.pm.base import Batches
 from qcompile.pm.facts import Bits
 from qcompile.pm.instruments import Dump, Logging
-from qcompile.pm.registry import find_backend, find_target, host_features
-from qcompile.target.backend import Backend
+from qcompile.pm.registry import find_backend, find_target, host_features, shipped_costs
+from qcompile.target.backend import Apart, Backend
 from qcompile.target.bench import conditions
 from qcompile.target.cost import CostCache
 from qcompile.target.device import Device, Portable
 from qcompile.target.model import Target
 from qcompile.target.program import Program
+from qcompile.target.table import MeasuredCosts, read_costs
 from qcompile.units import format_bytes, parse_bits
 
 log = logging.getLogger("qcompile")
@@ -58,6 +59,7 @@ class CompileResult:
         measured_ms: median end to end on this machine; None where it cannot run here or measuring was switched off.
         weight_bytes: packed weights of all layers.
         arena_bytes: activations at the peak.
+        arena_bound: bytes alive at one kernel at most; no memory plan of these buffers needs less.
         solver: status, objective, bound and gap of the integer program.
         bits: layer → (weight bits, activation bits).
         warnings: what the user should know.
@@ -78,6 +80,7 @@ class CompileResult:
     evaluation: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
+    arena_bound: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -87,6 +90,7 @@ class CompileResult:
             "measured_ms": self.measured_ms,
             "weight_bytes": self.weight_bytes,
             "arena_bytes": self.arena_bytes,
+            "arena_bound": self.arena_bound,
             "solver": {key: self.solver.get(key) for key in ("status", "objective", "bound", "gap")},
             "bits": {layer: list(pair) for layer, pair in self.bits.items()},
             "warnings": self.warnings,
@@ -140,6 +144,7 @@ class Job:
     protect: tuple[str, ...] = ()
     rounding: str | None = None
     device: Device | None = None
+    costs: Path | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -186,6 +191,7 @@ class Job:
             artifact, None if predicted is None else predicted * 1e3, artifact.measurements().get("median_ms"),
             artifact.manifest.weight_bytes, program.arena_bytes, planned.solver, planned.bits, self.warnings,
             seconds=self.seconds, accuracy=planned.accuracy,
+            arena_bound=memory_plan(program)["lower_bound_bytes"],
         )  # fmt: skip
         if evaluation is not None:
             from qcompile.evaluation import evaluate_batches
@@ -226,19 +232,29 @@ class Job:
         backend = backend_on(target, self.device)
         source, data = self._inputs(floor or self.budgets.max_drop is not None)
         local = self.measure and (self.device is not None or can_run(target))
-        if not local:
-            self.warnings.append(f"nothing was measured: costs on {target.name} are a roofline estimate")
+        table = None if local else self._table(target, backend)
         compiler = Compiler(
-            source.graph, target, backend, data.fit, data.held, self._costs() if local else None,
+            source.graph, target, backend, data.fit, data.held, self._costs(backend) if local else None,
             labels=getattr(data.fit, "has_labels", False), threads=self.threads, seed=self.seed,
             progress=self.progress,
             rounding=self.rounding or "gptq",
             passes=self.passes, pins=self.pins, weight_bits=self.weight_bits, act_bits=self.act_bits,
             sensitivity=self.sensitivity or pipelines.DEFAULT_SENSITIVITY, metrics=self.metrics, protect=self.protect,
             floor=data.floor, floor_labels=getattr(data.floor, "has_labels", False),
-            instruments=[Logging()] if self.dump is None else [Logging(), Dump(self.dump)],
+            instruments=[Logging()] if self.dump is None else [Logging(), Dump(self.dump)], table=table,
         )  # fmt: skip
         return source, compiler, data.evaluation
+
+    def _table(self, target: Target, backend: Backend) -> MeasuredCosts | None:
+        """Costs measured elsewhere, given or shipped with the target; says what the plan is made of."""
+        path = self.costs or shipped_costs(target)
+        if path is None:
+            self.warnings.append(f"nothing was measured: costs on {target.name} are a roofline estimate")
+            return None
+        table = read_costs(path, target.name)
+        changed = "" if table.compiler == backend.fingerprint() else ", of another version of the kernels"
+        self.warnings.append(f"nothing was measured here: costs are those of {table.device}{changed} ({path.name})")
+        return table
 
     def _keep_budgets(
         self, timer: Timer, build: Build, staged: Path, destination: Path
@@ -287,9 +303,11 @@ class Job:
         self.warnings.append(f"ACCURACY IS UNVERIFIED: no calibration data was given; ranges come from {how}")
         return source, _Data(stream(batches), stream(batches), given or stream(batches), evaluation)
 
-    def _costs(self) -> CostCache:
+    def _costs(self, backend: Backend) -> CostCache:
         """The cache, for the device that is measured."""
-        return CostCache(device=None if self.device is None else self.device.fingerprint)
+        if self.device is not None:
+            return CostCache(device=self.device.fingerprint)
+        return CostCache(device=backend.device_name() if isinstance(backend, Apart) else None)
 
     def _check_arena(self, program: Program, target: Target) -> None:
         limit = self.budgets.arena
@@ -302,13 +320,13 @@ class Job:
     def _measure(self, staged: Path, timer: Timer, program: Program) -> float:
         with self.stage("measure"):
             executable = artifacts.load(staged).on(self.device).executable
-            measured = time_executable(executable, self.threads, self.budgets.latency)
-        timer.put(program, measured)
+        measured = timer.time(program, executable, self.budgets.latency)
         artifacts.write_measurements(
             staged,
             {
                 "median_ms": measured.median * 1e3, "p90_ms": measured.p90 * 1e3, "runs": measured.runs,
-                "threads": measured.threads, "device": self._costs().device, "clock_us": measured.clock * 1e6,
+                "threads": measured.threads, "device": self._costs(timer.compiler.backend).device,
+                "clock_us": measured.clock * 1e6,
                 **conditions(),
             },
         )  # fmt: skip

@@ -19,6 +19,7 @@ CANONICALIZE: tuple[str, ...] = (
     "fold-affine",
     "merge-clips",
     "drop-noop-movement",
+    "movement-to-slice",
     "split-tail",
     "canonical-names",
 )

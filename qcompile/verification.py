@@ -17,7 +17,7 @@ def lower_again(artifact: Artifact) -> Program:
     """The program an artifact was built from, made again from its integer graph and its manifest."""
     from passes.lower.plan_memory import plan_program
 
-    program = plan_program(artifact.graph, artifact.target)
+    program = plan_program(artifact.graph.held(), artifact.target)
     variants = artifact.manifest.record.kernels
     kernels = tuple(replace(kernel, variant=variants[kernel.name]) for kernel in program.kernels)
     return replace(program, kernels=kernels)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from passes.lower.choose_kernels import fastest
 from passes.lower.copy_at_boundary import CopyAtBoundary
 from passes.lower.plan_memory import plan_program
-from passes.quantize.integerize import Integerizer
+from passes.quantize.integerize import STORED_BITS, Integerizer
 from passes.quantize.layer_weights import ScaleMemo
 from passes.structure import Structure
 from qcompile.errors import InternalError
@@ -17,9 +17,11 @@ from qcompile.ir import Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import COSTS, RANGES, BitChoice, Bits, CostTable
 from qcompile.semantics.grids import packed_bytes
+from qcompile.target.backend import Estimating
 from qcompile.target.bench import measure_missing
 from qcompile.target.cost import roofline
 from qcompile.target.program import Kernel, KernelWork, Program, work_of
+from qcompile.target.table import MeasuredCosts
 
 FIXED = ""
 """Subject of the CostTable that holds the kernels no layer's precision changes."""
@@ -47,8 +49,11 @@ class EstimateCost(Pass):
         target = ctx.target
         pricer = _Pricer(graph, ctx, self.threads, self.measure)
         prices: dict[Bits, Mapping[str, float]] = {}
-        for w in target.weight_steps:
-            for a in target.act_steps:
+        weights = representatives(target.weight_bits, target.weight_steps)
+        # Below the stored width layers read copies of values that others read too: a price of its own for each side.
+        acts = representatives(target.act_bits, (*target.act_steps, STORED_BITS - 1))
+        for w in dict.fromkeys(weights.values()):
+            for a in dict.fromkeys(acts.values()):
                 pricer.collect((w, a))
         pricer.measure_missing()
         for bits in pricer.programs:
@@ -56,16 +61,17 @@ class EstimateCost(Pass):
         table = {FIXED: CostTable({(8, 8): prices[max(prices)][FIXED]}, {}, pricer.source)}
         for layer in Structure(graph).layers:
             numel = graph.const(graph.by_name[layer], "w").size
-            seconds = {
-                (w, a): prices[step(w, target.weight_steps), step(a, target.act_steps)][layer]
-                for w in target.weight_bits
-                for a in target.act_bits
-            }
+            seconds = {(w, a): prices[weights[w], acts[a]][layer] for w in target.weight_bits for a in target.act_bits}
             sizes = {w: packed_bytes(numel, w) for w in target.weight_bits}
             table[layer] = CostTable(seconds, sizes, pricer.source)
         report = Report(
             done=(f"{pricer.total} kernels, {pricer.fresh} measured now, costs are {pricer.source}",),
-            facts={"source": pricer.source, "kernels": pricer.total, "measured_now": pricer.fresh},
+            facts={
+                "source": pricer.source,
+                "kernels": pricer.total,
+                "measured_now": pricer.fresh,
+                "estimated": pricer.guessed,
+            },
         )
         return PassResult(graph.with_notes(graph.notes.with_table(COSTS, table)), report)
 
@@ -73,6 +79,11 @@ class EstimateCost(Pass):
 def step(bits: int, steps: Sequence[int]) -> int:
     """The precision step a width belongs to: the smallest step that is not below it."""
     return min((s for s in steps if s >= bits), default=max(steps))
+
+
+def representatives(offered: Sequence[int], steps: Sequence[int]) -> dict[int, int]:
+    """Offered width → the widest offered one of its step, whose price it shares."""
+    return {bits: max(b for b in offered if step(b, steps) == step(bits, steps)) for bits in offered}
 
 
 @dataclass
@@ -88,6 +99,7 @@ class _Pricer:
     scales: ScaleMemo = field(default_factory=dict)
     offered: dict[tuple[Bits, str], tuple[str, ...]] = field(default_factory=dict)
     fresh: int = 0
+    guessed: int = 0
 
     @property
     def total(self) -> int:
@@ -95,7 +107,13 @@ class _Pricer:
 
     @property
     def source(self) -> str:
-        return "measured" if self._measuring else "roofline"
+        return "measured" if self._measuring else "roofline" if self.table is None else "shipped"
+
+    @property
+    def table(self) -> MeasuredCosts | None:
+        """Costs that were measured elsewhere, on a device of this kind."""
+        found: MeasuredCosts | None = self.ctx.data.get("costs")
+        return found
 
     @property
     def _measuring(self) -> bool:
@@ -112,7 +130,7 @@ class _Pricer:
         for kernel in program.kernels:
             backend = self.ctx.backend
             variants = backend.variants(kernel, program) if backend is not None else ("",)
-            self.offered[bits, kernel.name] = variants
+            self.offered[bits, kernel.name] = variants if self._measuring else self._foreseen(kernel, program, variants)
 
     def _works(self) -> dict[str, tuple[KernelWork, Kernel, Program]]:
         found: dict[str, tuple[KernelWork, Kernel, Program]] = {}
@@ -127,7 +145,7 @@ class _Pricer:
     def measure_missing(self) -> None:
         works = self._works()
         if not self._measuring:
-            self.seconds = {key: roofline(work, self.ctx.target) for key, (work, _, _) in works.items()}
+            self.seconds = {key: self._estimated(*work) for key, work in works.items()}
             return
         backend, costs = self.ctx.backend, self.ctx.costs
         if backend is None or costs is None:
@@ -135,6 +153,21 @@ class _Pricer:
         known = measure_missing(works, backend, costs, self.threads, self.ctx.progress)
         self.fresh = known.fresh
         self.seconds = {key: measurement.median for key, measurement in known.items()}
+
+    def _foreseen(self, kernel: Kernel, program: Program, variants: tuple[str, ...]) -> tuple[str, ...]:
+        """Where nothing is measured: the implementations of the table, else the preferred one, which is then built."""
+        if self.table is None:
+            return variants[:1]
+        return tuple(v for v in variants if work_of(kernel, program, v).key in self.table.rows) or variants[:1]
+
+    def _estimated(self, work: KernelWork, kernel: Kernel, program: Program) -> float:
+        if self.table is not None and (known := self.table.seconds(work.key)) is not None:
+            return known
+        self.guessed += 1
+        backend = self.ctx.backend
+        if isinstance(backend, Estimating):
+            return backend.estimate(kernel, program)
+        return roofline(work, self.ctx.target)
 
     def price(self, bits: Bits) -> Mapping[str, float]:
         """Seconds by layer, and under FIXED the sum over the kernels that belong to no layer."""

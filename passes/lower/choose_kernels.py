@@ -9,10 +9,11 @@ from typing import ClassVar
 from qcompile.errors import InternalError
 from qcompile.ir import Graph
 from qcompile.pm.base import ON_INT, Levels, Pass, PassContext, PassResult, Report
-from qcompile.target.backend import Backend
+from qcompile.target.backend import Backend, Measurement
 from qcompile.target.bench import measure_missing
 from qcompile.target.cost import CostCache
 from qcompile.target.program import Program, work_of
+from qcompile.target.table import MeasuredCosts
 
 MARGIN = 0.03
 """By how much an implementation must be faster than the preferred one, as a share of the latter's time."""
@@ -34,7 +35,7 @@ class ChooseKernels(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         if ctx.program is None or ctx.backend is None:
             raise InternalError("choose-kernels needs a program and a backend")
-        program = choose(ctx.program, ctx.backend, ctx.costs, self.threads, ctx.progress)
+        program = choose(ctx.program, ctx.backend, ctx.costs, self.threads, ctx.progress, ctx.data.get("costs"))
         counts: dict[str, int] = {}
         for kernel in program.kernels:
             counts[kernel.variant] = counts.get(kernel.variant, 0) + 1
@@ -48,8 +49,13 @@ def choose(
     costs: CostCache | None,
     threads: int,
     progress: Callable[[str, int, int], None] = lambda task, done, total: None,
+    table: MeasuredCosts | None = None,
 ) -> Program:
-    """The program with every variant set; with a cost cache, what is not known of a choice is measured first."""
+    """The program with every variant set; with a cost cache, what is not known of a choice is measured first.
+
+    Args:
+        table: costs that were measured elsewhere, for where there is no cache.
+    """
     offered = {kernel.name: backend.variants(kernel, program) for kernel in program.kernels}
     works = {
         (kernel.name, variant): work_of(kernel, program, variant)
@@ -62,11 +68,15 @@ def choose(
         for variant in offered[kernel.name]
         if len(offered[kernel.name]) > 1 and (work := works[kernel.name, variant])
     }
-    known = {} if costs is None else measure_missing(contested, backend, costs, threads, progress)
+    known: Mapping[str, Measurement] = {} if table is None else table.rows
+    if costs is not None:
+        known = measure_missing(contested, backend, costs, threads, progress)
     kernels = []
     for kernel in program.kernels:
         seconds = {v: known[key].median for v in offered[kernel.name] if (key := works[kernel.name, v].key) in known}
-        kernels.append(replace(kernel, variant=fastest(offered[kernel.name], seconds)))
+        measured = tuple(v for v in offered[kernel.name] if v in seconds)
+        among = offered[kernel.name] if table is None else measured or offered[kernel.name]
+        kernels.append(replace(kernel, variant=fastest(among, seconds)))
     return replace(program, kernels=tuple(kernels))
 
 

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
+import weakref
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +84,57 @@ def decode(data: bytes, index: str) -> dict[str, Array]:
         return {entry["name"]: _decode_one(data, entry) for entry in json.loads(index)}
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"parameters.json does not describe parameters.bin: {error}") from error
+
+
+class StoredConstants(Mapping[str, Array]):
+    """Constants that are read from `parameters.bin` whenever they are asked for, small ones but once.
+
+    A running artifact has the weights in the order its kernels read them and needs no second copy; the reference needs
+    one layer's at a time.  The file is held open, so a folder that is replaced meanwhile changes nothing, and every
+    array must have the hash it was loaded with.
+
+    Args:
+        path: of `parameters.bin`.
+        index: text of `parameters.json`.
+        known: the constants as `decode` gave them.
+    """
+
+    SMALL = 4096
+    """Bytes up to which a constant stays in memory."""
+
+    def __init__(self, path: Path, index: str, known: Mapping[str, Array]) -> None:
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        weakref.finalize(self, os.close, self._file)
+        large = {name for name, array in known.items() if array.nbytes > self.SMALL}
+        self._entries = {entry["name"]: entry for entry in json.loads(index) if entry["name"] in large}
+        self._digests = {name: _digest(known[name]) for name in self._entries}
+        self._held = {name: np.array(array) for name, array in known.items() if name not in self._entries}
+        for array in self._held.values():
+            array.flags.writeable = False
+        self._names = tuple(known)
+
+    def __getitem__(self, name: str) -> Array:
+        if name in self._held:
+            return self._held[name]
+        entry = self._entries[name]
+        data = os.pread(self._file, int(entry["bytes"]), int(entry["offset"]))
+        try:
+            array = _decode_one(data, {**entry, "offset": 0})
+        except ValueError:
+            array = np.zeros(0)
+        if _digest(array) != self._digests[name]:
+            raise ArtifactError(f"constant {name!r} has changed since the artifact was loaded", hint="load it again")
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _digest(array: Array) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def _decode_one(data: bytes, entry: Mapping[str, Any]) -> Array:

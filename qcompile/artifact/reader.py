@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ def load(path: str | Path) -> Artifact:
         manifest = Manifest.from_text(text)
         content = _checked_files(folder, manifest)
         graph = _graph(content)
+        stored = parameters.StoredConstants(folder / PARAMETERS, content[PARAMETER_INDEX].decode(), graph.consts)
+        graph = replace(graph, consts=stored)
         plan = json.loads(content[PLAN])
         with np.load(io.BytesIO(content[GOLDENS]), allow_pickle=False) as goldens:
             inputs, outputs = split_goldens({name: goldens[name] for name in goldens.files})

@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from qcompile.units import format_bytes
+
 Show = Callable[[Console], None]
 
 
@@ -18,6 +20,11 @@ def rows(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in shown), default=0) + 2
     for name, value in shown:
         line(console, f"{name:<{width}}{value}")
+
+
+def memory_plan(arena: int, bound: int) -> str:
+    """An arena beside the most that is alive at once: `1.7 MiB = 1.00 × lower bound`."""
+    return f"{format_bytes(arena)} = {arena / bound:.2f} × lower bound" if bound else format_bytes(arena)
 
 
 def line(console: Console, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -67,6 +68,13 @@ Calib = Annotated[
     typer.Option(
         "-c", "--calib", metavar="PATH", rich_help_panel=DATA,
         help="Calibration samples: .npz or folder of images. Without it accuracy is unverified.",
+    ),
+]  # fmt: skip
+Costs = Annotated[
+    Path | None,
+    typer.Option(
+        "--costs", metavar="FILE", rich_help_panel=EXPERT,
+        help="Costs measured on a device of the target, used where nothing can be measured.",
     ),
 ]  # fmt: skip
 Holdout = Annotated[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,8 +17,25 @@ _CHUNK = 1 << 24
 """Elements of columns that exist at a time."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Windows:
+    """The windows of some output positions.
+
+    Attributes:
+        at: the positions, indices into the flattened output, (P,).
+        index: of the windows' elements in the flattened input, (P, kernel); any where they lie in the padding.
+        inside: 1 where they lie inside the input, 0 in the padding.
+    """
+
+    at: Tensor
+    index: Tensor
+    inside: Tensor
+
+
 class Moments:
     """Running moments of a layer's columns x (rounded network) and of d = x_float − x (what rounding did to them).
+
+    Where the layer's output is added to another value, e is that value in the float network minus the rounded one's.
 
     A column holds the K numbers one output element is a weighted sum of; layers in groups have columns of their
     own for each group.  Memory does not depend on the number of samples.
@@ -28,6 +47,8 @@ class Moments:
         fold_x, fold_d: sums, float64 (folds, G, K).
         fold_xx: Σ x xᵀ, float64 (folds, G, K, K).
         fold_dx: Σ d xᵀ, float64 (folds, G, K, K).
+        fold_e: sums, float64 (folds, G, R).
+        fold_ex: Σ e xᵀ, float64 (folds, G, R, K).
 
     Args:
         node: conv2d or linear.
@@ -58,6 +79,9 @@ class Moments:
         square = (folds, self.groups, size, size) if second else (folds, self.groups, 0, 0)
         self.fold_xx: Float = np.zeros(square)
         self.fold_dx: Float = np.zeros(square)
+        rows = w_shape[0] // self.groups
+        self.fold_e: Float = np.zeros((folds, self.groups, rows))
+        self.fold_ex: Float = np.zeros((folds, self.groups, rows, size if second else 0))
 
     @property
     def count(self) -> int:
@@ -75,6 +99,11 @@ class Moments:
         return np.asarray(self.fold_d.sum(axis=0))
 
     @property
+    def e(self) -> Float:
+        """Σ e over all folds, (G, R)."""
+        return np.asarray(self.fold_e.sum(axis=0))
+
+    @property
     def xx(self) -> Float:
         """Σ x xᵀ over all folds, (G, K, K)."""
         return np.asarray(self.fold_xx.sum(axis=0))
@@ -84,38 +113,36 @@ class Moments:
         """Σ d xᵀ over all folds, (G, K, K)."""
         return np.asarray(self.fold_dx.sum(axis=0))
 
-    def add(self, real: Tensor, rounded: Tensor | None = None) -> None:
-        """Take in a batch of the layer's input in the float network and in the rounded one.
+    def add(self, real: Tensor, rounded: Tensor | None = None, missing: Tensor | None = None) -> None:
+        """Take in a batch of the layer's input in the float network and in the rounded one, and of e.
 
-        Without a rounded one x is that of the float network, and d is 0.
+        Without a rounded one x is that of the float network and d is 0; without `missing` (the output's shape) e is.
         """
-        index = inside = None
-        if self.node.op != "linear":
-            index, inside = self._windows(real)
+        windows = None if self.node.op == "linear" else self._windows(real)
         for fold in range(self.folds):
             first = (fold - self.samples) % self.folds
             own = real[first :: self.folds]
             if len(own):
-                self._add(fold, own, None if rounded is None else rounded[first :: self.folds], index, inside)
+                others = (None if x is None else x[first :: self.folds] for x in (rounded, missing))
+                self._add(fold, windows, own, *others)
         self.samples += len(real)
 
     def _add(
-        self, fold: int, real: Tensor, rounded: Tensor | None, index: Tensor | None, inside: Tensor | None
+        self, fold: int, windows: _Windows | None, real: Tensor, rounded: Tensor | None, missing: Tensor | None
     ) -> None:
         with torch.no_grad():
-            if index is None or inside is None:
-                rows = None if rounded is None else rounded.reshape(1, -1, rounded.shape[-1])
-                self._take(fold, real.reshape(1, -1, real.shape[-1]), rows)
+            if windows is None:
+                rows = (None if x is None else x.reshape(1, -1, x.shape[-1]) for x in (rounded, missing))
+                self._take(fold, real.reshape(1, -1, real.shape[-1]), *rows)
                 return
-            step = max(1, _CHUNK // (real.shape[1] * index.numel()))
+            step = max(1, _CHUNK // (real.shape[1] * windows.index.numel()))
             for start in range(0, len(real), step):
                 part = slice(start, start + step)
-                columns = None if rounded is None else self._columns(rounded[part], index, inside)
-                self._take(fold, self._columns(real[part], index, inside), columns)
+                columns = None if rounded is None else self._columns(rounded[part], windows)
+                lacking = None if missing is None else self._outputs(missing[part], windows)
+                self._take(fold, self._columns(real[part], windows), columns, lacking)
 
-    def _windows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The window of each chosen output position: indices into the flattened image, (P, kernel), and 1 where they
-        lie inside the image, 0 in the padding (their index is then any)."""
+    def _windows(self, x: Tensor) -> _Windows:
         top, left = self.node.attrs.ints("pad")[:2]
         (height, width), (rows, cols), kernel = x.shape[2:], self.node.type.shape[2:], self.w_shape[2:]
         (sh, sw), (dh, dw) = self.node.attrs.ints("stride"), self.node.attrs.ints("dilation")
@@ -126,20 +153,31 @@ class Moments:
         y = (at // cols * sh - top)[:, None] + i * dh
         z = (at % cols * sw - left)[:, None] + j * dw
         inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
-        return torch.from_numpy(np.where(inside, y * width + z, 0)), torch.from_numpy(inside.astype(np.float32))
+        index = np.where(inside, y * width + z, 0)
+        return _Windows(torch.from_numpy(at), torch.from_numpy(index), torch.from_numpy(inside.astype(np.float32)))
 
-    def _columns(self, x: Tensor, index: Tensor, inside: Tensor) -> Tensor:
-        """(G, n·P, K) of a batch."""
+    def _columns(self, x: Tensor, windows: _Windows) -> Tensor:
+        """(G, n·P, K) of a batch of inputs."""
         n, channels = x.shape[:2]
-        taken = x.reshape(n, self.groups, channels // self.groups, -1)[..., index] * inside
-        return taken.permute(1, 0, 3, 2, 4).reshape(self.groups, n * len(index), -1)
+        taken = x.reshape(n, self.groups, channels // self.groups, -1)[..., windows.index] * windows.inside
+        return taken.permute(1, 0, 3, 2, 4).reshape(self.groups, n * len(windows.at), -1)
 
-    def _take(self, fold: int, real: Tensor, rounded: Tensor | None) -> None:
+    def _outputs(self, x: Tensor, windows: _Windows) -> Tensor:
+        """(G, n·P, R) of a batch of outputs."""
+        n, channels = x.shape[:2]
+        taken = x.reshape(n, self.groups, channels // self.groups, -1)[..., windows.at]
+        return taken.permute(1, 0, 3, 2).reshape(self.groups, n * len(windows.at), -1)
+
+    def _take(self, fold: int, real: Tensor, rounded: Tensor | None, missing: Tensor | None) -> None:
         x = real if rounded is None else rounded
         self.counts[fold] += x.shape[1]
         self.fold_x[fold] += x.sum(dim=1).double().numpy()
         if self.second:
             self.fold_xx[fold] += (x.mT @ x).double().numpy()
+        if missing is not None:
+            self.fold_e[fold] += missing.sum(dim=1).double().numpy()
+            if self.second:
+                self.fold_ex[fold] += (missing.mT @ x).double().numpy()
         if rounded is None:
             return
         difference = real - rounded

@@ -42,10 +42,11 @@ class PairedSteps:
         consts = {"w": w, "b": b}
         self.replaced[layer] = {role: torch.from_numpy(np.array(x, np.float32)) for role, x in consts.items()}
 
-    def inputs_of(self, layer: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def inputs_of(self, layer: str, other: str | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Batch by batch, what a layer reads: in the float run and in the rounded one, (n, …) each.
 
-        Layers must be asked for in execution order.
+        Layers must be asked for in execution order.  The third tensor is the float run's value `other` minus the
+        rounded one's; None where none is asked for or it comes behind the layer.
         """
         stop = self.index[layer]
         source = self.graph.nodes[stop].inputs[0]
@@ -56,7 +57,8 @@ class PairedSteps:
                     for dead in self.model.last_uses.get(node.name, ()):
                         del values[dead]
             self.position[number] = stop
-            yield values[source]
+            missing = values[other][0] - values[other][1] if other is not None and other in values else None
+            yield *values[source], missing
 
     def _run(self, node: Node, values: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         consts = self.model.consts_of(node)

@@ -117,7 +117,7 @@ def _lowered(artifact: Artifact, name: str, fast: bool) -> Program:
         return lower_again(artifact)
     from passes.lower.plan_memory import plan_program
 
-    program = plan_program(artifact.graph, find_target(name))
+    program = plan_program(artifact.graph.held(), find_target(name))
     return replace(program, kernels=tuple(replace(kernel, variant="") for kernel in program.kernels))
 
 

@@ -92,7 +92,13 @@ class Graph:
     tail: Graph | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "consts", MappingProxyType(dict(self.consts)))
+        # A mapping of another kind brings its arrays when they are asked for, and is read-only by itself.
+        if isinstance(self.consts, dict | MappingProxyType):
+            object.__setattr__(self, "consts", MappingProxyType(dict(self.consts)))
+
+    def held(self) -> Graph:
+        """The same with all constants in memory, where a mapping brings them one by one."""
+        return replace(self, consts=dict(self.consts))
 
     @cached_property
     def by_name(self) -> Mapping[str, Node]:

@@ -72,6 +72,12 @@ def target_names() -> tuple[str, ...]:
     return tuple(_catalogue("targets"))
 
 
+def shipped_costs(target: Target) -> Path | None:
+    """The file of costs that were measured on a device of a target and come with it, if there is one."""
+    path = Path(str(_package("targets").__file__)).parent / "costs" / f"{target.name.replace(':', '-')}.json"
+    return path if path.is_file() else None
+
+
 def find_backend(target: Target) -> Backend:
     """The code generator of a target, made from the target; this is what imports a compiler.
 

@@ -27,7 +27,7 @@ _VERSION = 1
 """Of what pieces hold; raise it when an analysis computes something else under the same key."""
 
 _BUSY_SECONDS = 30.0
-_LIMIT = 256 << 20
+_LIMIT = 1 << 30
 """Bytes kept; the pieces used longest ago go first."""
 
 _SCHEMA = """

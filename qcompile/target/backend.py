@@ -61,6 +61,26 @@ class Quantizing(Protocol):
         """
 
 
+@runtime_checkable
+class Estimating(Protocol):
+    """A backend that knows more of its kernels than a roofline does, for where nothing can be measured."""
+
+    def estimate(self, kernel: Kernel, program: Program) -> float:
+        """Seconds of a kernel (its `variant` is set) for one sample, launch included; never measured."""
+
+
+@runtime_checkable
+class Apart(Protocol):
+    """A backend whose code does not run on this machine's processor but on a device in it."""
+
+    def device_name(self) -> str:
+        """The device, in the keys of measurements.
+
+        Raises:
+            DeviceError: there is none.
+        """
+
+
 class Backend(Protocol):
     """One machine's code generator.  Every result equals `qcompile.semantics.interp` bit for bit.
 

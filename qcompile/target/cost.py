@@ -105,6 +105,15 @@ class CostCache:
                     found[key] = Measurement(row[0], row[1], row[2], threads, row[3]).at(reference)
         return found
 
+    def rows(self, threads: int, compiler: str) -> dict[str, Measurement]:
+        """Everything this device measured with a compiler, by key, at one clock."""
+        where = (self.device, threads, compiler)
+        with self._open() as db:
+            reference = _reference_clock(db, self.device)
+            query = "SELECT work, median, p90, runs, clock FROM costs WHERE device=? AND threads=? AND compiler=?"
+            found = db.execute(query, where).fetchall()
+        return {key: Measurement(m, p90, runs, threads, clock).at(reference) for key, m, p90, runs, clock in found}
+
     def clock(self) -> float:
         """The clock costs are given at, as `qcompile.target.clock.probe` gives it; 0 where nothing is known."""
         with self._open() as db:
@@ -129,10 +138,16 @@ class CostCache:
             StorageError: the cache cannot be written.
             ValueError: the measurement holds no usable number.
         """
+        self.put_row(work.key, compiler, measurement, conditions)
+
+    def put_row(
+        self, key: str, compiler: str, measurement: Measurement, conditions: Mapping[str, Any] | None = None
+    ) -> None:
+        """`put` by the key of a work."""
         if not all(math.isfinite(s) and s >= 0 for s in (measurement.median, measurement.p90)):
             raise ValueError(f"not a duration: {measurement}")
         row = (
-            self.device, work.key, measurement.threads, compiler,
+            self.device, key, measurement.threads, compiler,
             measurement.median, measurement.p90, measurement.runs, measurement.clock,
             json.dumps(dict(conditions or {}), sort_keys=True),
         )  # fmt: skip

@@ -27,6 +27,7 @@ class Target:
         weight_steps, act_steps: widths at which the choice of kernels changes; all widths from one step up to the
             next share their measurements (of the wider one).
         channel_block: a channels-last image has its pixel stride rounded up to a multiple of this (see `pixel`).
+        close_block: likewise, where an image has at most 4 channels.
         alignment: of every buffer in the arena, bytes.
         architecture: of the processor, as `host_architecture` names it; empty for what runs anywhere.
         features: instruction sets the kernels need, as the operating system names them.
@@ -49,6 +50,7 @@ class Target:
     weight_steps: tuple[int, ...] = (8,)
     act_steps: tuple[int, ...] = (8,)
     channel_block: int = 1
+    close_block: int = 1
     alignment: int = 64
     architecture: str = ""
     features: tuple[str, ...] = ()
@@ -65,6 +67,5 @@ class Target:
 
         Close pixels make the taps of a kernel row one run of bytes for the first layer's dot products.
         """
-        if channels <= 4:
-            return channels
-        return -(-channels // self.channel_block) * self.channel_block
+        block = self.close_block if channels <= 4 else self.channel_block
+        return -(-channels // block) * block

@@ -20,7 +20,7 @@ class InterpreterExecutable:
     """Runs an integer graph with `qcompile.semantics.interp`."""
 
     def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+        self._graph = graph.held()
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         named = {port.name: array for port, array in zip(self._graph.inputs, inputs, strict=True)}

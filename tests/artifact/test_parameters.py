@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,3 +60,32 @@ def test_an_index_that_does_not_fit_the_data(graph: Graph, change: dict[str, obj
     entries[0] |= change
     with pytest.raises(ArtifactError, match=r"parameters\.json does not describe parameters\.bin"):
         parameters.decode(data, json.dumps(entries))
+
+
+def test_large_constants_are_read_when_they_are_asked_for(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parameters.StoredConstants, "SMALL", 32)
+    data, index = parameters.encode(graph)
+    path = tmp_path / "parameters.bin"
+    path.write_bytes(data)
+    known = parameters.decode(data, index)
+    stored = parameters.StoredConstants(path, index, {name: known[name] for name in graph.consts})
+    assert list(stored) == list(graph.consts)
+    for name, array in graph.consts.items():
+        assert stored[name].dtype == array.dtype
+        np.testing.assert_array_equal(stored[name], array)
+        assert not stored[name].flags.writeable
+        # Weights are not kept; what is small is.
+        assert (stored[name] is stored[name]) == (array.nbytes <= 32)
+    lazy = replace(graph, consts=stored)
+    assert lazy.consts is stored
+    assert lazy.content_hash == graph.content_hash
+    assert dict(lazy.held().consts).keys() == graph.consts.keys()
+    # A folder that is replaced leaves the loaded artifact as it is; a file that is changed in place is found.
+    (tmp_path / "new").write_bytes(bytes(len(data)))
+    (tmp_path / "new").replace(path)
+    np.testing.assert_array_equal(stored["conv:acc.w"], graph.consts["conv:acc.w"])
+    other = parameters.StoredConstants(path, index, {name: known[name] for name in graph.consts})
+    with pytest.raises(ArtifactError, match=r"'conv:acc.w' has changed"):
+        other["conv:acc.w"]

@@ -39,6 +39,7 @@ class Spy:
 def facts(**changes: Any) -> Any:
     found = {
         "predicted_ms": 3.02, "measured_ms": 3.1, "weight_bytes": 8_500_000, "arena_bytes": 262_144,
+        "arena_bound": 257_004,
         "solver": {"status": "optimal", "objective": 0.25, "bound": 0.25, "gap": 0.0},
         "bits": {"conv1": (8, 8), "conv2": (4, 8), "fc": (8, 8)},
     }  # fmt: skip
@@ -78,7 +79,7 @@ def test_compile_passes_everything_on(qcompile: Run, monkeypatch: pytest.MonkeyP
         "--images-mean", "1,2,3", "--images-std", "4", "--images-resize", "8x9", "--images-crop", "6x7",
         "--images-bgr", "--max-drop", "0.5%", "--minimize", "latency,memory", "--holdout", "images",
         "--sensitivity", "sqnr", "--metric", "a=b.*=fisher", "--protect", "fc", "--protect", "conv.*", "--json",
-        "--device", "rpc://pi:9090?key=pi5", "--rounding", "adaround",
+        "--device", "rpc://pi:9090?key=pi5", "--rounding", "adaround", "--costs", "costs.json",
     )  # fmt: skip
     assert code == 0
     progress = spy.kwargs.pop("progress")
@@ -93,6 +94,7 @@ def test_compile_passes_everything_on(qcompile: Run, monkeypatch: pytest.MonkeyP
         "threads": 2, "overwrite": True, "measure": False, "max_drop": "0.5%", "minimize": ("latency", "memory"),
         "holdout": ImageFolder(Path("images"), how), "sensitivity": "sqnr", "metrics": {"a=b.*": "fisher"},
         "protect": ("fc", "conv.*"), "device": "rpc://pi:9090?key=pi5", "rounding": "adaround",
+        "costs": Path("costs.json"),
     }  # fmt: skip
     printed = json.loads(out)
     assert set(printed) >= {"predicted_ms", "measured_ms", "weight_bytes", "arena_bytes", "solver", "bits"}
@@ -130,7 +132,7 @@ def test_compile_for_people(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert out == (
         "latency    3.02 ms predicted, 3.1 ms measured   budget 5ms\n"
         "weights    8.11 MiB\n"
-        "arena      256 KiB\n"
+        "arena      256 KiB = 1.02 × lower bound\n"
         "plan       optimal, gap 0.00 %\n"
         "layers     2 × w8a8, 1 × w4a8\n"
         "top-1      99.72 %\n"

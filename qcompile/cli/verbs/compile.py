@@ -11,7 +11,7 @@ from rich.console import Console
 
 from qcompile.cli import job_options as job
 from qcompile.cli import options
-from qcompile.cli.display import accuracy, line, milliseconds, percent, rows
+from qcompile.cli.display import accuracy, line, memory_plan, milliseconds, percent, rows
 from qcompile.cli.session import session
 from qcompile.errors import UsageError
 from qcompile.units import format_bits, format_bytes
@@ -94,6 +94,7 @@ def command(
     seed: job.Seed = 0,
     threads: job.Threads = 1,
     no_measure: job.NoMeasure = False,
+    costs: job.Costs = None,
     json: options.Json = False,
     no_progress: options.NoProgress = False,
     verbose: options.Verbose = 0,
@@ -149,6 +150,7 @@ def command(
             protect=tuple(protect or ()),
             rounding=rounding,
             device=device,
+            costs=costs,
         )
         ui.stages.close()
         for warning in result.warnings:
@@ -158,9 +160,10 @@ def command(
 
 def _show(console: Console, result: Any, out: Path, latency: str | None, memory: str | None, arena: str | None) -> None:
     solver, evaluation = result.solver, result.evaluation or {}
+    guessed = "estimated, not measured" if result.measured_ms is None else "predicted"
     times = [
         f"{milliseconds(ms)} {how}"
-        for ms, how in ((result.predicted_ms, "predicted"), (result.measured_ms, "measured"))
+        for ms, how in ((result.predicted_ms, guessed), (result.measured_ms, "measured"))
         if ms is not None
     ]
     gap = solver.get("gap")
@@ -170,7 +173,7 @@ def _show(console: Console, result: Any, out: Path, latency: str | None, memory:
         [
             ("latency", _against(", ".join(times), latency)),
             ("weights", _against(format_bytes(result.weight_bytes), memory)),
-            ("arena", _against(format_bytes(result.arena_bytes), arena)),
+            ("arena", _against(memory_plan(result.arena_bytes, result.arena_bound), arena)),
             ("plan", f"{solver.get('status')}" + ("" if gap is None else f", gap {100 * gap:.2f} %")),
             ("layers", ", ".join(f"{count} × {kind}" for kind, count in sorted(kinds.items(), reverse=True))),
             ("accuracy", accuracy(result.accuracy)),

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from qcompile.cli import options
-from qcompile.cli.display import accuracy, line, percent, show
+from qcompile.cli.display import accuracy, line, memory_plan, percent, show
 from qcompile.cli.session import session
 from qcompile.units import format_bits, format_bytes, format_seconds
 
@@ -37,7 +37,12 @@ def command(
 
 def _show(console: Console, found: Mapping[str, Any], layer: str | None) -> None:
     apart = ("layers", "candidates", "accuracy", "marginal", "validity")
-    show(console, {key: value for key, value in found.items() if key not in apart})
+    shown = {key: value for key, value in found.items() if key not in apart}
+    if shown.get("costs") == "roofline":
+        shown["costs"] = "roofline: estimated, not measured"
+    if plan := shown.get("memory_plan"):
+        shown["memory_plan"] = memory_plan(plan["arena_bytes"], plan["lower_bound_bytes"])
+    show(console, shown)
     if floor := accuracy(found.get("accuracy") or {}):
         line(console, f"accuracy  {floor}")
     plans = [
