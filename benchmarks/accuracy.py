@@ -135,37 +135,50 @@ def weights_of(model: Path) -> int:
     return sum(graph.const(node, "w").size for node in graph.nodes if node.op in WEIGHTED)
 
 
+def measured_before(file: Path | None) -> list[Accuracy]:
+    """The rows an earlier run wrote, none where there is no such file."""
+    if file is None or not file.exists():
+        return []
+    return [Accuracy(**row) for row in json.loads(file.read_text())]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--pack", type=Path, required=True, help="folder of the data pack")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="names of pack files, by comma")
     parser.add_argument("--rows", default=",".join(ROWS), help="precisions, by comma")
     parser.add_argument("--rounding", default="gptq", help="methods of round-weights, by comma")
-    parser.add_argument("--json", type=Path, help="write all figures to this file, after each row")
+    parser.add_argument(
+        "--json", type=Path, help="all figures, written after each row; those it holds are not measured again"
+    )
     options = parser.parse_args(arguments)
     load = load_pack(options.pack)
-    rows: list[Accuracy] = []
+    rows = measured_before(options.json)
+    have = {(r.network, r.row, r.rounding) for r in rows}
     for network in options.networks.split(","):
+        cells = [(row, way) for row in options.rows.split(",") for way in options.rounding.split(",")]
+        cells = [cell for cell in cells if (network, *cell) not in have]
+        if not cells:
+            continue
         model = load.model(network)
         calib = {name: array for name, array in load.arrays(network, "calib", SAMPLES).items() if name != "labels"}
         dev = load.arrays(network, "dev")
         real, labels, full = onnx_answers(model, dev), dev["labels"], weights_of(model)
-        for row in options.rows.split(","):
-            for rounding in options.rounding.split(","):
-                begun = time.perf_counter()
-                result = compiled(model, calib, row, rounding, full)
-                seconds = time.perf_counter() - begun
-                found = artifact_answers(result.artifact, dev)
-                rows.append(
-                    Accuracy(
-                        network, row, rounding, len(labels), float((real == labels).mean()),
-                        float((found == labels).mean()), paired_error(real == labels, found == labels),
-                        float((found == real).mean()), result.weight_bytes, seconds,
-                    )
-                )  # fmt: skip
-                print(line(rows[-1]), file=sys.stderr, flush=True)
-                if options.json is not None:
-                    options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+        for row, rounding in cells:
+            begun = time.perf_counter()
+            result = compiled(model, calib, row, rounding, full)
+            seconds = time.perf_counter() - begun
+            found = artifact_answers(result.artifact, dev)
+            rows.append(
+                Accuracy(
+                    network, row, rounding, len(labels), float((real == labels).mean()),
+                    float((found == labels).mean()), paired_error(real == labels, found == labels),
+                    float((found == real).mean()), result.weight_bytes, seconds,
+                )
+            )  # fmt: skip
+            print(line(rows[-1]), file=sys.stderr, flush=True)
+            if options.json is not None:
+                options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     print(table([HEADER, *(line(row) for row in rows)]))
     return 0
 

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.accuracy import load_pack
 from benchmarks.report import table
 
-NETWORKS = ("resnet20_cifar10", "mlperf_tiny_resnet8_cifar10", "squeezenet1_1_imagenet")
+NETWORKS = ("resnet20_cifar10", "mlperf_tiny_resnet8_cifar10", "mlperf_tiny_dscnn_kws")
 SHARES = (0.32, 0.36, 0.4, 0.45, 0.5, 0.55, 0.625, 0.7, 0.75, 0.875)
 """Budgets as shares of the bytes at 8 bits: between uniform widths and on them."""
 SAMPLES = 512

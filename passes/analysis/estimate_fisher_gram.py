@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from passes.analysis.perturbations import Perturbations
 from passes.analysis.samples import LabelledBatch
-from passes.analysis.subjects import Choice, choices_of, interactions, tabulate
-from passes.analysis.summed import Samples, Step, batch_seed, mean_and_error
-from passes.analysis.sweep import unit_losses
-from passes.structure import Structure
-from qcompile.exec.torch_taps import Taps, inner
+from passes.analysis.subjects import with_pairs
+from passes.analysis.summed import Samples, mean_and_error
+from passes.analysis.tapped import Tapped, sum_tapped
+from qcompile.exec.torch_taps import inner
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import INTERACTIONS, RANGES, SENSITIVITY
@@ -48,34 +45,21 @@ class EstimateFisherGram(Pass):
     batch: int = 8
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        choices = choices_of(Structure(graph), ctx.target.weight_bits, ctx.target.act_bits)
         samples = Samples(self.name, self.samples, self.batch)
-        named = [(choice.subject, choice.bits) for choice in choices]
-        sums = samples.sum(
-            graph, ctx, [self.name, self.draws, self.batch, named], lambda: self._step(graph, ctx, choices)
-        )
-        notes = graph.notes
-        if self.diagonal or not notes.get(SENSITIVITY):
-            notes = notes.with_table(SENSITIVITY, tabulate(choices, *mean_and_error(sums, "loss"), self.name))
+        choices, sums = sum_tapped(graph, ctx, samples, [self.draws, self.batch], self._step)
+        loss, error = mean_and_error(sums, "loss")
         gram = sums["gram"] / int(sums["samples"])
-        notes = notes.with_table(INTERACTIONS, {"": interactions(choices, gram, self.name)})
+        notes = with_pairs(graph.notes, choices, loss, error, gram, self.name, diagonal=self.diagonal)
         facts = {"samples": int(sums["samples"]), "draws": self.draws, "choices": len(choices)}
         return PassResult(graph.with_notes(notes), Report(facts=facts))
 
-    def _step(self, graph: Graph, ctx: PassContext, choices: Sequence[Choice]) -> Step:
-        perturbations = Perturbations(graph)
-        taps = Taps(perturbations.runner, perturbations.places, unit_losses(graph, ctx))
-
-        def step(number: int, batch: LabelledBatch) -> dict[str, Array]:
-            taps.restart(batch_seed(ctx, self.name, number))
-            values, gradients = taps.gradients(batch.inputs, self.draws)
-            rows = np.zeros((self.draws, len(batch), len(choices)))
-            for i, choice in enumerate(choices):
-                for place, change in perturbations.of(choice, values):
-                    for d, gradient in enumerate(gradients):
-                        rows[d, :, i] += inner(gradient[place], change).numpy()
-            flat = rows.reshape(-1, len(choices))
-            each = 0.5 * np.square(rows).mean(axis=0)
-            return {"gram": flat.T @ flat / self.draws, "loss": each.sum(axis=0), "loss²": np.square(each).sum(axis=0)}
-
-        return step
+    def _step(self, tapped: Tapped, batch: LabelledBatch) -> dict[str, Array]:
+        values, gradients = tapped.taps.gradients(batch.inputs, self.draws)
+        rows = np.zeros((self.draws, len(batch), len(tapped.choices)))
+        for i, choice in enumerate(tapped.choices):
+            for place, change in tapped.perturbations.of(choice, values):
+                for d, gradient in enumerate(gradients):
+                    rows[d, :, i] += inner(gradient[place], change).numpy()
+        flat = rows.reshape(-1, len(tapped.choices))
+        each = 0.5 * np.square(rows).mean(axis=0)
+        return {"gram": flat.T @ flat / self.draws, "loss": each.sum(axis=0), "loss²": np.square(each).sum(axis=0)}

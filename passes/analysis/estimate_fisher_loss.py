@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from passes.analysis.perturbations import Perturbations
 from passes.analysis.samples import LabelledBatch
-from passes.analysis.subjects import Choice, choices_of, tabulate
-from passes.analysis.summed import Samples, Step, batch_seed, mean_and_error
-from passes.analysis.sweep import unit_losses
-from passes.structure import Structure
+from passes.analysis.subjects import tabulate
+from passes.analysis.summed import Samples, mean_and_error
+from passes.analysis.tapped import Tapped, sum_tapped
 from qcompile.errors import UsageError
 from qcompile.exec.tensors import Tensor
-from qcompile.exec.torch_taps import Taps, inner, weight_gradients
+from qcompile.exec.torch_taps import inner, weight_gradients
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import RANGES, SENSITIVITY
@@ -54,45 +52,30 @@ class EstimateFisherLoss(Pass):
             raise UsageError(f"unknown kind {self.kind!r}", hint=f"{TRUE} or {EMPIRICAL}")
         if self.kind == EMPIRICAL and not ctx.labels:
             raise UsageError("kind=empirical needs calibration data with labels", hint=f"kind={TRUE} needs none")
-        choices = choices_of(Structure(graph), ctx.target.weight_bits, ctx.target.act_bits)
         # Squares of single samples' gradients: batches of one.
         samples = Samples(self.name, self.samples, 1, labelled=self.kind == EMPIRICAL)
-        named = [(choice.subject, choice.bits) for choice in choices]
-        sums = samples.sum(
-            graph, ctx, [self.name, self.kind, self.draws, named], lambda: self._step(graph, ctx, choices)
-        )
+        choices, sums = sum_tapped(graph, ctx, samples, [self.kind, self.draws], self._step)
         table = tabulate(choices, *mean_and_error(sums, "loss"), self.name)
         facts = {"samples": int(sums["samples"]), "kind": self.kind}
         return PassResult(graph.with_notes(graph.notes.with_table(SENSITIVITY, table)), Report(facts=facts))
 
-    def _step(self, graph: Graph, ctx: PassContext, choices: Sequence[Choice]) -> Step:
-        perturbations = Perturbations(graph)
-        taps = Taps(perturbations.runner, perturbations.places, unit_losses(graph, ctx))
-
-        def step(number: int, batch: LabelledBatch) -> dict[str, Array]:
-            taps.restart(batch_seed(ctx, self.name, number))
-            if batch.labels is None:
-                values, gradients = taps.gradients(batch.inputs, self.draws)
-            else:
-                values, one = taps.label_gradients(batch.inputs, batch.labels)
-                gradients = [one]
-            found = np.zeros(len(choices))
-            for gradient in gradients:
-                found += self._losses(perturbations, choices, values, gradient) / len(gradients)
-            return {"loss": found, "loss²": np.square(found)}
-
-        return step
+    def _step(self, tapped: Tapped, batch: LabelledBatch) -> dict[str, Array]:
+        if batch.labels is None:
+            values, gradients = tapped.taps.gradients(batch.inputs, self.draws)
+        else:
+            values, one = tapped.taps.label_gradients(batch.inputs, batch.labels)
+            gradients = [one]
+        found = np.zeros(len(tapped.choices))
+        for gradient in gradients:
+            found += self._losses(tapped, values, gradient) / len(gradients)
+        return {"loss": found, "loss²": np.square(found)}
 
     @staticmethod
-    def _losses(
-        perturbations: Perturbations,
-        choices: Sequence[Choice],
-        values: Mapping[str, Tensor],
-        gradient: Mapping[str, Tensor],
-    ) -> Array:
+    def _losses(tapped: Tapped, values: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> Array:
         squares: dict[str, dict[str, Tensor]] = {}
-        found = np.zeros(len(choices))
-        for i, choice in enumerate(choices):
+        perturbations = tapped.perturbations
+        found = np.zeros(len(tapped.choices))
+        for i, choice in enumerate(tapped.choices):
             if not choice.of_weights:
                 for place, change in perturbations.of(choice, values):
                     found[i] += 0.5 * float(inner(gradient[place].square(), change.square()))

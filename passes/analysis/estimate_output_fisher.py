@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from passes.analysis.perturbations import Perturbations
 from passes.analysis.samples import LabelledBatch
-from passes.analysis.subjects import Choice, choices_of, tabulate
-from passes.analysis.summed import Samples, Step, batch_seed, mean_and_error
-from passes.analysis.sweep import unit_losses
-from passes.structure import Structure
-from qcompile.exec.torch_taps import Taps, inner, mean_squares
+from passes.analysis.subjects import tabulate
+from passes.analysis.summed import Samples, mean_and_error
+from passes.analysis.tapped import Tapped, sum_tapped
+from qcompile.exec.torch_taps import inner, mean_squares
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import RANGES, SENSITIVITY
@@ -44,28 +41,17 @@ class EstimateOutputFisher(Pass):
     batch: int = 8
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
-        choices = choices_of(Structure(graph), ctx.target.weight_bits, ctx.target.act_bits)
         samples = Samples(self.name, self.samples, self.batch)
-        named = [(choice.subject, choice.bits) for choice in choices]
-        sums = samples.sum(
-            graph, ctx, [self.name, self.draws, self.batch, named], lambda: self._step(graph, ctx, choices)
-        )
+        choices, sums = sum_tapped(graph, ctx, samples, [self.draws, self.batch], self._step)
         table = tabulate(choices, *mean_and_error(sums, "loss"), self.name)
         facts = {"samples": int(sums["samples"]), "draws": self.draws}
         return PassResult(graph.with_notes(graph.notes.with_table(SENSITIVITY, table)), Report(facts=facts))
 
-    def _step(self, graph: Graph, ctx: PassContext, choices: Sequence[Choice]) -> Step:
-        perturbations = Perturbations(graph)
-        taps = Taps(perturbations.runner, perturbations.places, unit_losses(graph, ctx))
-
-        def step(number: int, batch: LabelledBatch) -> dict[str, Array]:
-            taps.restart(batch_seed(ctx, self.name, number))
-            values, gradients = taps.gradients(batch.inputs, self.draws)
-            squares = mean_squares(gradients)
-            each = np.zeros((len(choices), len(batch)))
-            for i, choice in enumerate(choices):
-                for layer, change in perturbations.outputs(choice, values):
-                    each[i] += 0.5 * inner(squares[layer], change.square()).numpy()
-            return {"loss": each.sum(axis=1), "loss²": np.square(each).sum(axis=1)}
-
-        return step
+    def _step(self, tapped: Tapped, batch: LabelledBatch) -> dict[str, Array]:
+        values, gradients = tapped.taps.gradients(batch.inputs, self.draws)
+        squares = mean_squares(gradients)
+        each = np.zeros((len(tapped.choices), len(batch)))
+        for i, choice in enumerate(tapped.choices):
+            for layer, change in tapped.perturbations.outputs(choice, values):
+                each[i] += 0.5 * inner(squares[layer], change.square()).numpy()
+        return {"loss": each.sum(axis=1), "loss²": np.square(each).sum(axis=1)}

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.analysis.subjects import choices_of, interactions, tabulate
+from passes.analysis.subjects import choices_of, with_pairs
 from passes.analysis.summed import Samples
 from passes.analysis.sweep import Float, Swept, sweep
 from passes.structure import Structure
@@ -16,7 +16,7 @@ from qcompile.ir import WEIGHTED, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import INTERACTIONS, RANGES, SENSITIVITY
 
-_LEAST_SAMPLES = 16
+_LEAST_SAMPLES = 8
 
 _MODEL_ERROR = 0.2
 """About the relative error of the quadratic loss of one choice, taken from networks where the measured one is exact."""
@@ -65,12 +65,9 @@ class MeasureOutputGram(Pass):
         samples = Samples(self.name, min(self.samples, affordable), self.batch)
         swept = sweep(graph, ctx, [[choice] for choice in choices], samples, gram=True)
         loss, error = combined(swept)
-        notes = graph.notes
-        if self.diagonal or not notes.get(SENSITIVITY):
-            notes = notes.with_table(SENSITIVITY, tabulate(choices, loss, error, self.name))
         unit = np.sqrt(np.divide(loss, swept.quadratic, out=np.zeros_like(loss), where=swept.quadratic > 0))
         between = self.strength * swept.gram * unit[:, None] * unit[None, :]
-        notes = notes.with_table(INTERACTIONS, {"": interactions(choices, between, self.name)})
+        notes = with_pairs(graph.notes, choices, loss, error, between, self.name, diagonal=self.diagonal)
         facts = {"samples": swept.samples, "choices": len(choices)}
         return PassResult(graph.with_notes(notes), Report(facts=facts))
 

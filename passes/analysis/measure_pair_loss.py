@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.analysis.subjects import Choice, choices_of, interactions, tabulate
+from passes.analysis.subjects import Choice, choices_of, with_pairs
 from passes.analysis.summed import Samples
 from passes.analysis.sweep import sweep
 from passes.structure import Structure
@@ -61,8 +61,8 @@ class MeasurePairLoss(Pass):
             matrix = before.matrix.copy()
         for (i, j), both in zip(chosen, swept.loss[n:], strict=True):
             matrix[i, j] = matrix[j, i] = both - swept.loss[i] - swept.loss[j]
-        notes = graph.notes.with_table(SENSITIVITY, tabulate(choices, swept.loss[:n], swept.loss_error[:n], self.name))
-        notes = notes.with_table(INTERACTIONS, {"": interactions(choices, matrix, self.name)})
+        loss, error = swept.loss[:n], swept.loss_error[:n]
+        notes = with_pairs(graph.notes, choices, loss, error, matrix, self.name, diagonal=True)
         facts = {"samples": swept.samples, "choices": n, "pairs": len(chosen)}
         return PassResult(graph.with_notes(notes), Report(facts=facts))
 

@@ -15,8 +15,8 @@ from passes.analysis.candidate_weights import CandidateWeights
 from passes.analysis.layer_inputs import separate_layer_inputs
 from passes.structure import Structure
 from qcompile.exec.torch_variants import Variant
-from qcompile.ir import GRID_KEEPING, Graph, Grid
-from qcompile.pm.facts import RANGES, BitChoice, Interactions, Range, Sensitivity
+from qcompile.ir import GRID_KEEPING, Graph, Grid, Notes
+from qcompile.pm.facts import INTERACTIONS, RANGES, SENSITIVITY, BitChoice, Interactions, Range, Sensitivity
 from qcompile.semantics.grids import activation_grid
 
 Float = NDArray[np.float64]
@@ -73,6 +73,15 @@ def interactions(choices: Sequence[Choice], matrix: Float, method: str) -> Inter
     names = np.array(subjects)
     between = np.where(names[:, None] == names[None, :], 0.0, (matrix + matrix.T) / 2)
     return Interactions(subjects, tuple(choice.bits for choice in choices), between, method)
+
+
+def with_pairs(
+    notes: Notes, choices: Sequence[Choice], loss: Float, error: Float, between: Float, method: str, *, diagonal: bool
+) -> Notes:
+    """The notes with inter-layer terms, and with sensitivities where there were none or `diagonal` replaces them."""
+    if diagonal or not notes.get(SENSITIVITY):
+        notes = notes.with_table(SENSITIVITY, tabulate(choices, loss, error, method))
+    return notes.with_table(INTERACTIONS, {"": interactions(choices, between, method)})
 
 
 class Rounder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -32,22 +33,29 @@ def infeasible_error(problem: ilp.Problem, seconds: float, *, pins: bool) -> Inf
     hint = "raise the limit" + ("s" if len(problem.limits) > 1 else "")
     hint += ", or pin fewer layers" if pins else ", or allow smaller bit widths"
     if hopeless:
-        return InfeasibleError("; ".join(hopeless), hint=hint)
+        return _error(hopeless, hint, zip(problem.limits, alone, strict=True))
     if all(best is None for best in alone):
         return InfeasibleError(
             "the layers that read the same values offer no activation width in common",
             hint="pin fewer layers",
         )
-    joint = []
+    joint, least = [], []
     for limit in problem.limits:
         others = tuple(other for other in problem.limits if other is not limit)
         best = _best(problem, limit, others, seconds)
         if _over(limit, best):
             joint.append(_sentence(limit, best, others))
+            least.append((limit, best))
     if joint:
-        return InfeasibleError("; ".join(joint), hint=hint)
+        return _error(joint, hint, least)
     names = " and ".join(f"{limit.name} {_show(limit.name, limit.bound)}" for limit in problem.limits)
     return InfeasibleError(f"no plan keeps {names} together", hint=hint)
+
+
+def _error(sentences: Sequence[str], hint: str, least: Iterable[tuple[ilp.Limit, Fraction | None]]) -> InfeasibleError:
+    error = InfeasibleError("; ".join(sentences), hint=hint)
+    error.least = {limit.name: float(best) for limit, best in least if best is not None and best > limit.bound}
+    return error
 
 
 def _best(problem: ilp.Problem, limit: ilp.Limit, others: tuple[ilp.Limit, ...], seconds: float) -> Fraction | None:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from passes.plan.simulate import Measurement, Simulator
 from passes.structure import Structure
 from qcompile.errors import PassContractError
@@ -15,6 +18,9 @@ from qcompile.pm.facts import BITS, RANGES, BitChoice
 
 Plan = Mapping[str, BitChoice]
 
+SURE = 1.645
+"""Standard errors of the paired difference by which a plan has to be better than a uniform one: 95 % confidence."""
+
 
 @dataclass(frozen=True)
 class SelectPlan(Pass):
@@ -23,7 +29,10 @@ class SelectPlan(Pass):
     A predicted loss orders most plans rightly, but it has no last word: the solver's plan, its runner-ups and
     the uniform plans that keep the budgets (`ctx.data["candidates"]`, cheapest first) are run with fake
     quantisation on samples no analysis has seen, with the weights `round-candidates` has noted.  Of equal losses the
-    first, so the cheaper, wins.  `ctx.data["measured"]`, a dict the pass adds to, keeps figures between runs.
+    first, so the cheaper, wins.  The best of the uniform plans (`ctx.data["uniform"]`) yields only to one whose loss is
+    surely smaller: of two plans about as good the one that few samples happen to favour is as often the worse one, and
+    where an estimate of many numbers is not better than a plain rule the rule is to be trusted.
+    `ctx.data["measured"]`, a dict the pass adds to, keeps figures between runs.
     """
 
     name: ClassVar[str] = "select-plan"
@@ -50,10 +59,33 @@ class SelectPlan(Pass):
                 simulator = simulator or Simulator(graph, graph.notes[RANGES], ctx.holdout())
                 known[key] = simulator.measure(plan)
         measured = [known[key] for key in keys]
-        chosen = min(range(len(measured)), key=lambda i: measured[i].loss)  # min keeps the first of equals
+        uniform = [dict(plan) for plan in ctx.data.get("uniform", ())]
+        chosen = choose(measured, [i for i, plan in enumerate(candidates) if dict(plan) in uniform])
         table = [{"loss": found.loss, "agreement": found.agreement} for found in measured]
-        report = Report(
-            done=(f"candidate {chosen} of {len(candidates)} loses {measured[chosen].loss:.3g} on held-out data",),
-            facts={"chosen": chosen, "measured": table},
-        )
+        said = [f"candidate {chosen} of {len(candidates)} loses {measured[chosen].loss:.3g} on held-out data"]
+        if (least := min(found.loss for found in measured)) < measured[chosen].loss:
+            said.append(f"another one's {least:.3g} is not surely less")
+        report = Report(done=tuple(said), facts={"chosen": chosen, "measured": table})
         return PassResult(graph.with_notes(graph.notes.with_table(BITS, candidates[chosen])), report)
+
+
+def choose(measured: Sequence[Measurement], uniform: Sequence[int]) -> int:
+    """Index of the plan with the least loss, or of the best uniform one where that one is not surely worse.
+
+    Args:
+        measured: of all plans, on the same samples.
+        uniform: indices of the uniform ones.
+    """
+    best = min(range(len(measured)), key=lambda i: measured[i].loss)  # min keeps the first of equals
+    if best in uniform or not uniform:
+        return best
+    plain = min(uniform, key=lambda i: measured[i].loss)
+    # Roots, because losses grow with the square of what rounding changes: a mean of squares hangs on a few samples.
+    gains = roots(measured[plain]) - roots(measured[best])
+    error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
+    return best if float(gains.mean()) >= SURE * error else plain
+
+
+def roots(measured: Measurement) -> NDArray[np.float64]:
+    """Square roots of the losses of all samples; noise below zero counts as zero."""
+    return np.asarray(np.sqrt(np.maximum(measured.each, 0.0)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from passes.analysis.calibrate_ranges import check_inputs
 from passes.analysis.candidate_weights import CandidateWeights
@@ -26,10 +27,12 @@ class Measurement:
     loss: mean over samples of KL(float ‖ quantised) for class scores, else of half the mean squared error in
         units of the output's variance; summed over outputs.
     agreement: share of samples whose largest class (position-wise for images) is the float network's.
+    each: loss of each sample, float64 (n,).
     """
 
     loss: float
     agreement: float
+    each: NDArray[np.float64] = field(compare=False, repr=False)
 
 
 class Simulator:
@@ -69,16 +72,15 @@ class Simulator:
 
     def measure(self, bits: Mapping[str, BitChoice]) -> Measurement:
         """Loss and agreement of a plan; accumulated in float64."""
-        loss, agreement, samples = 0.0, 0.0, 0
+        losses, agreement = [], 0.0
         for outputs, reference in zip(self._outputs(bits), self.float_outputs, strict=True):
-            each = total_loss(self.losses, outputs, reference)
-            loss += float(each.sum())
-            samples += len(each)
+            losses.append(to_numpy(total_loss(self.losses, outputs, reference)).astype(np.float64))
             agreement += sum(
                 float(own.agreement(outputs[name], reference[name]).sum()) * own.weight
                 for name, own in self.losses.items()
             )
-        return Measurement(loss / samples, agreement / samples)
+        each = np.concatenate(losses)
+        return Measurement(sum(float(part.sum()) for part in losses) / len(each), agreement / len(each), each)
 
     def outputs(self, bits: Mapping[str, BitChoice]) -> dict[str, Array]:
         """The plan's outputs on all samples, float32, by output name."""

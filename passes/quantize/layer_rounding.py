@@ -56,14 +56,15 @@ def round_moments(
         scale = weight_scales(w.reshape(shape), bits)
         q = quantize_weights(w.reshape(shape), bits, scale).astype(np.float64)
         return RoundedLayer(q.reshape(w.shape), scale.reshape(w.shape[:2]), w)
-    xx, dx = moments.xx / moments.count, moments.dx / moments.count
+    xx = moments.xx / moments.count
     damping, share = np.inf, 1.0
     aim, scale = w, weight_scales(w.reshape(shape), bits).reshape(w.shape[:2])
     if min(moments.counts):
         counts = np.asarray(moments.counts)[:, None, None, None]
         halves = moments.fold_xx / counts
-        damping = choose_follow(w, halves, moments.fold_dx / counts)
-        aim = follow(w, xx, dx, damping)
+        missing = w @ moments.fold_dx + moments.fold_ex
+        damping = choose_follow(w, halves, missing / counts)
+        aim = follow(w, xx, missing.sum(axis=0) / moments.count, damping)
         scale = weight_scales(aim.reshape(shape), bits).reshape(w.shape[:2])
         share = choose_share(aim, halves, scale, top)
     h = shrunk(xx, share)

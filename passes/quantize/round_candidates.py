@@ -10,7 +10,7 @@ import numpy as np
 
 from passes.analysis.samples import first_samples
 from passes.quantize.correct_bias import corrected_bias
-from passes.quantize.gptq import Float, best_scale, damped, descend, gptq, quadratic_error
+from passes.quantize.gptq import Float, best_scale, damped, descend, gptq_errors
 from passes.structure import Structure
 from qcompile.errors import PassContractError, UsageError
 from qcompile.exec.tensors import Tensor, inference
@@ -159,7 +159,7 @@ def rounded_at_all(graph: Graph, moments: Moments, widths: Sequence[int], sweeps
             scale = weight_scales(weights, bits)
             q = quantize_weights(weights, bits, scale).astype(np.float64)
         rounded = Rounded(bits, q.reshape(weights.shape).astype(np.int8), scale.reshape(-1), b)
-        b_new = corrected_bias(b, w, rounded.real().reshape(w.shape), x, np.zeros_like(x))
+        b_new = corrected_bias(b, w, rounded.real().reshape(w.shape), x, np.zeros_like(x), moments.e)
         found[bits] = Rounded(bits, rounded.q, rounded.scale, b_new)
     return Candidates(found)
 
@@ -179,9 +179,8 @@ def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> d
     scales = np.broadcast_to(base * _SHRINK[:, None], shape)
     top = np.broadcast_to(tops[:, None, None], shape)
     stacked = np.broadcast_to(w[:, None, None], (*shape, columns)).reshape(groups, -1, columns)
-    q = gptq(stacked, h, scales.reshape(groups, -1), top.reshape(groups, -1))
-    error = quadratic_error(q, scales.reshape(groups, -1), stacked, h).reshape(shape)
-    best = error.argmin(axis=2)[:, :, None]
+    q, error = gptq_errors(stacked, h, scales.reshape(groups, -1), top.reshape(groups, -1))
+    best = error.reshape(shape).argmin(axis=2)[:, :, None]
     q = np.take_along_axis(q.reshape(*shape, columns), best[..., None], 2).reshape(groups, -1, columns)
     scale = np.take_along_axis(scales, best, 2).reshape(groups, -1)
     limit = np.repeat(tops, rows)[None]

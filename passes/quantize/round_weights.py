@@ -34,7 +34,8 @@ class RoundWeights(Pass):
     Before:  notes ranges and bits        After:  note rounded
 
     Layer by layer in execution order: what a layer reads comes from the network whose earlier layers are rounded
-    already and whose activations are; what it should give comes from the float network.  First the real weights
+    already and whose activations are; what it should give comes from the float network, and where its output is added
+    to a value that is there already, their sum does.  First the real weights
     move to where they reproduce the float outputs best from rounded inputs, then the method rounds them, with a
     clipping search of every channel's scale, then the bias takes up what is left of the mean shift.  How far second
     moments are trusted is cross-validated (`passes.quantize.shrinkage`).  At 8 bits and more weights are rounded to
@@ -104,8 +105,8 @@ class RoundWeights(Pass):
             node = graph.by_name[layer]
             shape, second = graph.const(node, "w").shape, bits[layer].w < EXACT_FROM
             moments = Moments(node, shape, self.positions, rng, second, folds=2 if second else 1)
-            for real, rounded in steps.inputs_of(layer):
-                moments.add(real, rounded)
+            for read in steps.inputs_of(layer, added_to(structure, layer)):
+                moments.add(*read)
             cap = self._winograd_limit(node, bits[layer], ctx) if self.winograd else 0
             table[layer], layers[layer] = self._round(graph, node, bits[layer].w, moments, cap)
             steps.replace(layer, table[layer].real(), table[layer].b)
@@ -131,12 +132,12 @@ class RoundWeights(Pass):
         bias = graph.const_or(node, "b")
         b = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
         w = weights.reshape(moments.groups, len(weights) // moments.groups, -1).astype(np.float64)
-        x, d = moments.x / moments.count, moments.d / moments.count
+        x, d, e = (mean / moments.count for mean in (moments.x, moments.d, moments.e))
         method = "gptq" if self.method == "discquant" else self.method
         layer = round_moments(w, weights.shape, moments, bits, method, self.sweeps, limit)
         q, scale = layer.q.reshape(weights.shape).astype(np.int8), layer.scale.reshape(-1)
         rounded = Rounded(bits, q, scale, b)
-        return Rounded(bits, q, scale, corrected_bias(b, w, rounded.real().reshape(w.shape), x, d)), layer
+        return Rounded(bits, q, scale, corrected_bias(b, w, rounded.real().reshape(w.shape), x, d, e)), layer
 
     def _tuned(
         self,
@@ -157,6 +158,16 @@ class RoundWeights(Pass):
         tuner = Tuner(graph, batches, quantize, losses, start)
         found = tuner.run(Schedule(self.epochs), ctx.seed, lambda done, total: ctx.progress(self.name, done, total))
         return {name: Rounded(table[name].bits, q, table[name].scale, b) for name, (q, b) in found.items()}
+
+
+def added_to(structure: Structure, layer: str) -> str | None:
+    """The value of the same shape that a layer's output is added to, or None."""
+    region = next(region for region in structure.regions.values() if region.anchor.name == layer)
+    if region.join is None or region.join.op != "add":
+        return None
+    other = next((value for value in region.join.inputs if value != layer), None)
+    same = other is not None and structure.graph.type_of(other).sample == region.anchor.type.sample
+    return other if same else None
 
 
 def first_samples(graph: Graph, calibration: Batches, limit: int) -> list[Mapping[str, Array]]:

@@ -18,21 +18,22 @@ SHARES = (0.0, 0.1, 0.3, 1.0)
 """Of the off-diagonal moments taken away before GPTQ; 1 is rounding to nearest, with scales chosen by error."""
 
 
-def choose_follow(w: Float, xx: Float, dx: Float) -> float:
+def choose_follow(w: Float, xx: Float, tx: Float) -> float:
     """The damping of `follow` whose weights, fitted to one half, are closest to the float outputs on the other.
 
-    E|v x − w (x + d)|² = (v−w) E[xxᵀ] (v−w)ᵀ − 2 w E[d xᵀ] (v−w)ᵀ + what does not depend on v.
+    E|v x − w x − t|² = (v−w) E[xxᵀ] (v−w)ᵀ − 2 E[t xᵀ] (v−w)ᵀ + what does not depend on v.
 
     Args:
         w: (G, R, K).
-        xx, dx: means over each half of x xᵀ and d xᵀ, (2, G, K, K).
+        xx: means over each half of x xᵀ, (2, G, K, K).
+        tx: the same of t xᵀ, (2, G, R, K).
     """
     risks = []
     for damping in FOLLOW_DAMPINGS:
         risk = 0.0
         for own, other in ((0, 1), (1, 0)) if damping != np.inf else ():
-            change = follow(w, xx[own], dx[own], damping) - w
-            risk += float(((change @ xx[other] - 2 * (w @ dx[other])) * change).sum())
+            change = follow(w, xx[own], tx[own], damping) - w
+            risk += float(((change @ xx[other] - 2 * tx[other]) * change).sum())
         risks.append(risk)
     return FOLLOW_DAMPINGS[int(np.argmin(risks))]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import budget, paired_error
+from benchmarks.accuracy import Accuracy, budget, measured_before, paired_error
 
 
 def test_only_samples_that_differ_count() -> None:
@@ -24,3 +27,11 @@ def test_only_samples_that_differ_count() -> None:
 def test_budgets_are_shares_of_the_8_bit_bytes() -> None:
     assert budget("mixed50", 1001) == 500
     assert budget("mixed40", 1000) == 400
+
+
+def test_what_was_measured_is_kept(tmp_path: Path) -> None:
+    row = Accuracy("net", "w4a8", "gptq", 10, 0.9, 0.8, 0.1, 0.85, 100, 1.5)
+    file = tmp_path / "rows.json"
+    assert measured_before(None) == measured_before(file) == []
+    file.write_text(json.dumps([asdict(row)]))
+    assert measured_before(file) == [row]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from estimator_nets import DATA, TARGET, N, calibrated, context, stream
 
+from passes.analysis import subjects
 from passes.analysis.check_prediction import CheckPrediction
 from passes.analysis.correlation import spearman
 from passes.analysis.estimate_fisher_gram import EstimateFisherGram
@@ -228,9 +229,8 @@ def test_the_gram_is_the_hessian_in_the_mean() -> None:
 @pytest.mark.parametrize("pass_", [EstimateFisherGram(samples=N), MeasureOutputGram(samples=N, strength=1.0)])
 def test_grams_are_positive_semi_definite(pass_: Pass, monkeypatch: pytest.MonkeyPatch) -> None:
     grams = []
-    module = __import__(type(pass_).__module__, fromlist=["interactions"])
-    inner = module.interactions
-    monkeypatch.setattr(module, "interactions", lambda c, m, name: grams.append(m) or inner(c, m, name))
+    inner = subjects.interactions
+    monkeypatch.setattr(subjects, "interactions", lambda c, m, name: grams.append(m) or inner(c, m, name))
     graph = pass_.run(rounded(), context()).graph
     values = np.linalg.eigvalsh(grams[0])
     assert values.min() > -1e-9 * values.max()

@@ -6,6 +6,7 @@ import itertools
 import random
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,20 @@ from passes.plan.pairwise import Pairs, Rows, loss_of, own_folded
 from passes.plan.quadratic import minimise_quadratic
 from passes.plan.search import Search
 
+PATIENT = 3600.0
+"""Seconds to prove an optimum in: a busy machine is slow, not wrong."""
+
 MENU = [(w, a) for w in (2, 4, 8) for a in (4, 8)]
+
+
+def thousand(size: int, quick: int) -> list[Any]:
+    """Seeds 0 to 999 in blocks of a size; those behind the first `quick` blocks run with the slow tests."""
+    blocks = [range(start, min(start + size, 1000)) for start in range(0, 1000, size)]
+    names = [f"{seeds.start}-{seeds.stop - 1}" for seeds in blocks]
+    return [
+        pytest.param(seeds, id=name, marks=[] if i < quick else [pytest.mark.slow])
+        for i, (seeds, name) in enumerate(zip(blocks, names, strict=True))
+    ]
 
 
 def every_plan(problem: Problem) -> list[Plan]:
@@ -64,12 +78,12 @@ def random_instance(seed: int) -> tuple[Problem, Table, Pairs, list[Table]]:
     return replace(free, limits=tuple(rng.sample(limits, rng.randint(1, 2)))), loss, pairs, [latency, memory]
 
 
-@pytest.mark.parametrize("block", range(8))
-def test_equals_brute_force(block: int) -> None:
-    for seed in range(block * 40, block * 40 + 40):
+@pytest.mark.parametrize("seeds", thousand(50, quick=5))
+def test_equals_brute_force(seeds: range) -> None:
+    for seed in seeds:
         problem, loss, pairs, costs = random_instance(seed)
         plans = every_plan(problem)
-        found = minimise_quadratic(problem, loss, pairs, tie_break=costs).solution
+        found = minimise_quadratic(problem, loss, pairs, tie_break=costs, seconds=PATIENT).solution
         if not plans:
             assert found.status == "infeasible"
             continue
@@ -129,20 +143,20 @@ def by_dynamic_programming(
     return min(states.values())
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_linear_programs_equal_dynamic_programming(block: int) -> None:
-    for seed in range(block * 75, block * 75 + 75):
+@pytest.mark.parametrize("seeds", thousand(100, quick=3))
+def test_linear_programs_equal_dynamic_programming(seeds: range) -> None:
+    for seed in seeds:
         problem, loss, pairs, size = chain(seed, 8, pairwise=False)
-        found = lexicographic(problem, [loss])
+        found = lexicographic(problem, [loss], seconds=PATIENT)
         assert found.status == "optimal"
         assert found.objective == by_dynamic_programming(problem, loss, pairs, size)
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_quadratic_programs_equal_dynamic_programming(block: int) -> None:
-    for seed in range(block * 15, block * 15 + 15):
+@pytest.mark.parametrize("seeds", thousand(20, quick=2))
+def test_quadratic_programs_equal_dynamic_programming(seeds: range) -> None:
+    for seed in seeds:
         problem, loss, pairs, size = chain(seed, 5, pairwise=True)
-        found = minimise_quadratic(problem, loss, pairs).solution
+        found = minimise_quadratic(problem, loss, pairs, seconds=PATIENT).solution
         assert found.status == "optimal"
         assert float(found.objective) == pytest.approx(
             float(by_dynamic_programming(problem, loss, pairs, size)), abs=1e-9

@@ -13,8 +13,8 @@ from passes.analysis.estimate_hessian_trace import EstimateHessianTrace
 from passes.analysis.estimate_trace_loss import EstimateTraceLoss
 from passes.analysis.measure_weight_error import MeasureWeightError
 from passes.analysis.predict_loss import PredictLoss
-from passes.plan.select_plan import SelectPlan
-from passes.plan.simulate import Simulator
+from passes.plan.select_plan import SelectPlan, choose
+from passes.plan.simulate import Measurement, Simulator
 from passes.structure import Structure
 from qcompile.errors import DataError, PassContractError
 from qcompile.exec import float_exec
@@ -114,9 +114,9 @@ class TestSimulator:
 
 class TestSelectPlan:
     def run(
-        self, ranges: dict[str, Range], candidates: list[dict[str, BitChoice]]
+        self, ranges: dict[str, Range], candidates: list[dict[str, BitChoice]], **data: object
     ) -> tuple[dict[str, BitChoice], list[float], int]:
-        ctx = PassContext(TARGET, holdout=lambda: iter([{"x": X}]), data={"candidates": candidates})
+        ctx = PassContext(TARGET, holdout=lambda: iter([{"x": X}]), data={"candidates": candidates, **data})
         graph = residual_net()
         result = SelectPlan().run(graph.with_notes(graph.notes.with_table(RANGES, ranges)), ctx)
         losses = [row["loss"] for row in result.report.facts["measured"]]
@@ -134,6 +134,27 @@ class TestSelectPlan:
         _, losses, index = self.run(ranges, [plan(2, 4), plan(8, 8), plan(8, 8)])
         assert losses[1] == losses[2]
         assert index == 1
+
+    def test_the_pass_knows_which_plans_are_uniform(self, ranges: dict[str, Range]) -> None:
+        """6 and 7 bits in one of three layers differ by less than chance; 2 bits do not."""
+        near, plain, coarse = plan(6, 8, l2=(7, 8)), plan(6, 8), plan(2, 8)
+        losses = [simulator(ranges).loss(candidate) for candidate in (near, plain)]
+        better = int(np.argmin(losses))
+        assert self.run(ranges, [near, plain])[2] == better
+        assert self.run(ranges, [near, coarse], uniform=[coarse])[2] == 0
+
+    def test_doubt_decides_for_the_uniform_plan(self) -> None:
+        """Planted losses of 100 samples: the other plan is better in the mean by what two samples say."""
+        plain = np.full(100, 0.01)
+        few, all_ = plain.copy(), 0.8 * plain
+        plain[:2], few[:2] = 0.5, 0.1
+        few[2:] *= 1.05
+        measured = [Measurement(float(each.mean()), 1.0, each) for each in (few, all_, plain)]
+        assert measured[0].loss < measured[2].loss
+        assert choose([measured[0], measured[2]], uniform=[1]) == 1
+        assert choose([measured[0], measured[2]], uniform=[]) == 0
+        assert choose([measured[1], measured[2]], uniform=[1]) == 0
+        assert choose([measured[1], measured[1]], uniform=[1]) == 0  # of equals the cheaper
 
     def test_needs_whole_candidates(self, ranges: dict[str, Range]) -> None:
         with pytest.raises(PassContractError, match="candidate plans"):

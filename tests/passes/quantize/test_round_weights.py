@@ -93,8 +93,9 @@ def test_moments_are_those_of_the_columns(groups: int) -> None:
     w = rng.normal(size=(8, 4 // groups, 3, 2)).astype(np.float32)
     graph = conv_net(groups, w)
     real, rounded = (rng.normal(size=(5, 4, 7, 6)).astype(np.float32) for _ in range(2))
+    beside = rng.normal(size=(5, *graph.by_name["c"].type.sample)).astype(np.float32)
     moments = Moments(graph.by_name["c"], w.shape, 10**6, np.random.default_rng(0))
-    moments.add(to_tensor(real), to_tensor(rounded))
+    moments.add(to_tensor(real), to_tensor(rounded), to_tensor(beside))
     rows = w.reshape(groups, 8 // groups, -1)
     a, b = (float_exec.run(graph, {"x": x})["y"].astype(np.float64) for x in (real, rounded))
     assert moments.count == a[:, 0].size
@@ -104,6 +105,10 @@ def test_moments_are_those_of_the_columns(groups: int) -> None:
     np.testing.assert_allclose(
         ((rows @ moments.dx) * rows).sum(-1).ravel(), ((a - b) * b).sum((0, 2, 3)), rtol=1e-4, atol=1e-2
     )
+    np.testing.assert_allclose(moments.e.ravel(), beside.sum((0, 2, 3)), atol=1e-3)
+    np.testing.assert_allclose(
+        (moments.fold_ex.sum(0) * rows).sum(-1).ravel(), (beside * b).sum((0, 2, 3)), rtol=1e-4, atol=1e-2
+    )
 
 
 def test_bias_correction_removes_a_planted_shift() -> None:
@@ -112,9 +117,9 @@ def test_bias_correction_removes_a_planted_shift() -> None:
     rounded = w + rng.normal(size=w.shape) / 4
     x = rng.normal(size=(1000, 2, 5)) + 2
     real = x + 0.3 + rng.normal(size=x.shape) / 10
-    bias = rng.normal(size=6)
-    fixed = corrected_bias(bias, w, rounded, x.mean(0), (real - x).mean(0))
-    wanted = np.einsum("grk,ngk->ngr", w, real).reshape(-1, 6).mean(0) + bias
+    bias, beside = rng.normal(size=6), rng.normal(size=(2, 3))
+    fixed = corrected_bias(bias, w, rounded, x.mean(0), (real - x).mean(0), beside)
+    wanted = np.einsum("grk,ngk->ngr", w, real).reshape(-1, 6).mean(0) + bias + beside.reshape(-1)
     found = np.einsum("grk,ngk->ngr", rounded, x).reshape(-1, 6).mean(0)
     np.testing.assert_allclose(found + fixed, wanted, atol=1e-9)
     assert np.abs(found + bias - wanted).max() > 0.5
@@ -252,3 +257,40 @@ def test_errors() -> None:
     assert RANGES in graph.notes
     with pytest.raises(DataError, match="no samples"):
         RoundWeights().run(graph, PassContext(TARGET, calibration=lambda: iter([])))
+
+
+def residual_net() -> Graph:
+    """x → wide ⊕ (x → h → last): `last` can see and take back much of what rounding did to `wide`."""
+    rng = np.random.default_rng(12)
+    b = GraphBuilder("net", "float")
+    x = b.input("x", TensorType((-1, 3, 8, 8), "f32"))
+    wide = b.add("conv2d", [x], name="wide", consts={"w": rng.normal(size=(6, 3, 1, 1)).astype(np.float32)}, attrs={})
+    h = b.add("conv2d", [x], name="h", consts={"w": rng.normal(size=(12, 3, 1, 1)).astype(np.float32)}, attrs={})
+    last = {"w": rng.normal(size=(6, 12, 1, 1)).astype(np.float32)}
+    b.output("y", b.add("add", [b.add("conv2d", [h], name="last", consts=last, attrs={}), wide], name="sum"))
+    return b.build()
+
+
+def residual_error(aware: bool, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Mean squared distance of the outputs on fresh samples, `wide` at 2 bits, the others at 8 and 7."""
+    from qcompile.exec import float_exec
+    from qcompile.pm.facts import BitChoice
+    from qcompile.semantics import interp
+    from qcompile.semantics.grids import dequantize, quantize
+
+    if not aware:
+        monkeypatch.setattr("passes.quantize.round_weights.added_to", lambda structure, layer: None)
+    graph, ctx = residual_net(), PassContext(TARGET, calibration=lambda: iter([{"x": images(13, 64)}]))
+    noted = CalibrateRanges(method="minmax").run(graph, ctx).graph
+    bits = {"wide": BitChoice(2, 8), "h": BitChoice(8, 8), "last": BitChoice(7, 8)}
+    noted = noted.with_notes(noted.notes.with_table(BITS, bits))
+    integer = Integerize().run(RoundWeights().run(noted, ctx).graph, PassContext(TARGET)).graph
+    x = 0.7 * images(14, 64)
+    out = interp.run(integer, {"x": quantize(x, integer.inputs[0].grid)})["y"]
+    return float(np.square(dequantize(out, integer.outputs[0].grid) - float_exec.run(graph, {"x": x})["y"]).mean())
+
+
+def test_a_layer_makes_up_for_the_value_it_is_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the identity branch is rounded coarsely, and the other branch sees the same inputs."""
+    aware, plain = (residual_error(flag, monkeypatch) for flag in (True, False))
+    assert aware < 0.5 * plain, (aware, plain)
