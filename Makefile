@@ -18,19 +18,20 @@ RESNET  := models/digits_resnet
 MOBILE  := models/digits_mobilenet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow test-gpu check format clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml tests/curvlinops.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "qcompile needs Python 3.11 or newer; choose one with: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev,cuda]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/curvlinops.txt
 	@touch $@
 
 demo: $(STAMP)  ## compile, verify, evaluate and time the two digit networks
@@ -52,6 +53,9 @@ test: $(STAMP)  ## run all tests, as CI does
 
 test-slow: $(STAMP)  ## the tests that take minutes: accuracy of whole networks on real data
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(STAMP)  ## on a machine with an NVIDIA GPU: every kernel and network, bit for bit
+	$(BIN)/python -m pytest -m gpu
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
