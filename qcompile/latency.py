@@ -56,6 +56,7 @@ class Timer:
     stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
     moved: int = 0
     _reference: list[float | None] = field(default_factory=list)
+    _lowered: list[Program] = field(default_factory=list)
     _yardstick: list[Program] = field(default_factory=list)
     _standard: list[Executable] = field(default_factory=list)
 
@@ -183,12 +184,17 @@ class Timer:
         return self._reference[0]
 
     def _uniform(self) -> Program:
-        compiler = self.compiler
-        # The target as it is, not only the bits this compilation was asked to choose from.
-        whole = replace(compiler, pins={}, protect=(), weight_bits=None, act_bits=None, rounding="nearest", reports={})
-        whole.target, whole.graph = compiler.whole_target, compiler.graph
-        whole.uniform(UNIFORM)
-        return whole.lower()
+        """Uniform 8 bits, lowered once: nothing that a compilation decides later changes it."""
+        if not self._lowered:
+            compiler = self.compiler
+            # The target as it is, not only the bits this compilation was asked to choose from.
+            whole = replace(
+                compiler, pins={}, protect=(), weight_bits=None, act_bits=None, rounding="nearest", reports={}
+            )
+            whole.target, whole.graph = compiler.whole_target, compiler.graph
+            whole.uniform(UNIFORM)
+            self._lowered.append(whole.lower())
+        return self._lowered[0]
 
     def correction(self) -> float:
         """Measured over predicted seconds of uniform 8 bits: 1 where either is unknown."""
