@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from test_pack_networks import LARGE, NETWORKS, PACK, data
+from test_pack_networks import LARGE, NETWORKS, PACK, data, samples_for
 
 from qcompile import api
 from qcompile.pm.registry import gpu_features
@@ -30,11 +29,7 @@ def test_artifact_equals_the_reference(network: str, bits: str, tmp_path: Path) 
         measure=False, rounding="nearest", samples=None if calib is not None else 8,
     )  # fmt: skip
     count = 4 if network in LARGE else 64
-    inputs = data(network, "dev", count)
-    if inputs is None:
-        port = result.artifact.graph.inputs[0]
-        rng = np.random.default_rng(0)
-        inputs = {port.name: rng.standard_normal((count, *port.type.sample)).astype(np.float32)}
+    inputs = samples_for(network, result.artifact, count)
     found = api.verify(result.artifact, inputs)
     assert (found["differing_integers"], found["float_operations"]) == (0, 0), found["found"]
 

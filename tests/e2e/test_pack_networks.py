@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qcompile import api
+from qcompile.artifact import Artifact
 
 PACK = Path(__file__).parents[3] / "shared" / "data"
 
@@ -75,15 +76,21 @@ def compiled(network: str, folder: Path, samples: int) -> api.CompileResult:
     )  # fmt: skip
 
 
+def samples_for(network: str, artifact: Artifact, count: int) -> dict[str, np.ndarray]:
+    """Samples of `dev`, or noise for a network without data."""
+    inputs = data(network, "dev", count)
+    if inputs is None:
+        port = artifact.graph.inputs[0]
+        rng = np.random.default_rng(0)
+        inputs = {port.name: rng.standard_normal((count, *port.type.sample)).astype(np.float32)}
+    return inputs
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_artifact_equals_the_reference(network: str, tmp_path: Path) -> None:
     result = compiled(network, tmp_path, 16 if network in LARGE else 64)
     count = 4 if network in LARGE else 256 if "cifar10" in network else 64
-    inputs = data(network, "dev", count)
-    if inputs is None:
-        port = result.artifact.graph.inputs[0]
-        rng = np.random.default_rng(0)
-        inputs = {port.name: rng.standard_normal((count, *port.type.sample)).astype(np.float32)}
+    inputs = samples_for(network, result.artifact, count)
     found = api.verify(result.artifact, inputs)
     assert found["inputs"] >= count
     assert found["differing_integers"] == 0
