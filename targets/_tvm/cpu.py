@@ -20,6 +20,7 @@ from targets._tvm.context import Context, Emitted
 from targets._tvm.emulate import EmulatedExecutable
 from targets._tvm.isa import Isa
 from targets._tvm.kernels import conv_direct, depthwise, generic, winograd
+from targets._tvm.kernels.winograd_form import Form
 from targets._tvm.rpc_backend import RpcBackend
 from targets._tvm.runner import ENTRY, LIBRARY, LibraryExecutable
 
@@ -138,7 +139,7 @@ def generic_variant(isa: Isa) -> Variant:
     return Variant(GENERIC, isa, lambda ctx: True, generic.emit)
 
 
-def winograd_variant(name: str, isa: Isa, form: winograd.Form, worth: Legal = lambda ctx: True) -> Variant:
+def winograd_variant(name: str, isa: Isa, form: Form, worth: Legal = lambda ctx: True) -> Variant:
     return Variant(
         name, isa, lambda ctx: winograd.is_legal(ctx, form) and worth(ctx), lambda ctx: winograd.emit(ctx, form)
     )

@@ -8,7 +8,7 @@ from qcompile.ir import int_range
 from targets._tvm.context import Context
 from targets._tvm.cpu import Variant, depthwise_variant, direct_variant, winograd_variant
 from targets._tvm.kernels import conv_int16
-from targets._tvm.kernels.winograd import F2, F4
+from targets._tvm.kernels.winograd_form import F2, F4
 from targets._tvm.neon import Int16, Names
 
 FREESTANDING = "-nodefaultlibs -Wl,--hash-style=both -Wl,-Bsymbolic -lgcc"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qcompile.target.model import Target
 from targets._tvm.cpu import CpuBackend, depthwise_variant, direct_variant, generic_variant, winograd_variant
 from targets._tvm.kernels import conv_lanes, conv_matrix
-from targets._tvm.kernels.winograd import F2
+from targets._tvm.kernels.winograd_form import F2
 from targets._tvm.neon import AARCH64, Dotprod, Int16, Matrix, Usdot
 from targets._tvm.neon_variants import FREESTANDING, inputs_fit_int8, int16_variants, needs_shift
 

@@ -25,6 +25,7 @@ from targets._tvm.builder import Expr, cast, const
 from targets._tvm.context import Context, Emitted
 from targets._tvm.kernels import winograd
 from targets._tvm.kernels.epilogue import Epilogue
+from targets._tvm.kernels.winograd_form import F2
 from targets._tvm.packing import WINOGRAD_OFFSET
 from targets.cuda.block import (
     BLOCK,
@@ -41,7 +42,7 @@ from targets.cuda.block import (
 )  # fmt: skip
 from targets.cuda.device import EVEN, ODD, interleave, permute, value_of, word_at
 
-_FORM = winograd.F2
+_FORM = F2
 _POSITIONS = _FORM.alpha * _FORM.alpha
 _OUTPUTS = _FORM.m * _FORM.m
 _CHUNK = 32

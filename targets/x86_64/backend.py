@@ -17,7 +17,7 @@ from qcompile.target.program import Kernel, Program
 from targets._tvm.context import Context
 from targets._tvm.cpu import CpuBackend, Variant, depthwise_variant, direct_variant, generic_variant, winograd_variant
 from targets._tvm.kernels import winograd
-from targets._tvm.kernels.winograd import F2, F4
+from targets._tvm.kernels.winograd_form import F2, F4
 from targets._tvm.packing import WINOGRAD_OFFSET, winograd_transform
 from targets.x86_64 import conv_pairs, conv_tiles
 from targets.x86_64.isa import Avx2, Avx2Saturating, Vnni

@@ -15,7 +15,7 @@ from test_operators import backend_of, choices
 from passes.lower.plan_memory import plan_program
 from qcompile.semantics import interp
 from targets._tvm.kernels import conv_direct, winograd
-from targets._tvm.kernels.winograd import F2, F4, Form
+from targets._tvm.kernels.winograd_form import F2, F4, Form
 
 
 def differing(name: str, cases: Cases, variant: str, inputs: Any, folder: Path) -> tuple[list[str], list[str]]:

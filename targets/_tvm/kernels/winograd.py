@@ -1,20 +1,11 @@
 """Exact integer Winograd convolution, 3×3: 2.25 or 4 times fewer multiply-adds, the same bits.
 
-Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", over the integers.
-
-F(2×2, 3×3) uses 2·G for G, so the result is exactly 4 times the convolution and the requant divides by 4
-as well.  Inputs in [0, q] become [0, 4q] at position (1, 1) and [−2q, 2q] elsewhere: q ≤ 63 fits uint8,
-after adding 128 to the latter.  The transformed weights must fit int8: checked on the weights themselves.
-
-F(4×4, 3×3) scales the rows of G by 24, the last by 12, whose output counts twice instead: the result is 576·y.
-Transformed 8-bit inputs and weights fit int16 (|V| ≤ 17,340, |U| ≤ 144·128).  Sums may wrap: modulo 2^32 the factor
-9 of 576 = 64·9 has an inverse, and 64·y = 576·y·9⁻¹ wherever |y| < 2^25, which is proved from the weights; the
-requant divides by 64 as well.
+`winograd_form` has the transforms and why they are exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -23,7 +14,7 @@ from tvm import tirx as tir
 
 from qcompile.errors import InternalError
 from qcompile.ir import int_range
-from targets._tvm.builder import Expr, broadcast, cast, const, dtype_of, reinterpret, shuffle, vec
+from targets._tvm.builder import Expr, broadcast, cast, const, reinterpret, shuffle, vec
 from targets._tvm.context import Context, Emitted
 from targets._tvm.isa import SignedInputs, input_offset
 from targets._tvm.kernels.bounds import accumulator_bound
@@ -31,68 +22,9 @@ from targets._tvm.kernels.epilogue import Epilogue, choose_scale, per_channel, s
 from targets._tvm.kernels.pointwise import fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
 from targets._tvm.kernels.window import holds_padding
+from targets._tvm.kernels.winograd_form import Form
 from targets._tvm.packing import STEP, WINOGRAD_OFFSET, winograd_transform
 from targets._tvm.tir_kit import in_order, narrowed
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """F(m×m, 3×3).
-
-    Attributes:
-        dtype, weights: of the transformed inputs and weights; a step of the dot product is 4 bytes of either.
-        largest_input, largest_weight: what those can hold.
-        anchor_bits: the accumulator is 2^anchor_bits times the convolution.
-        limit: bound of the convolution below which the result is exact.
-        inputs, outputs: the one-dimensional transforms of m + 2 values.
-    """
-
-    m: int
-    dtype: str
-    weights: str
-    largest_input: int
-    largest_weight: int
-    anchor_bits: int
-    limit: int
-    inputs: Callable[[list[Expr]], list[Expr]]
-    outputs: Callable[[list[Expr]], list[Expr]]
-
-    @property
-    def alpha(self) -> int:
-        """Rows and columns of a transformed tile."""
-        return self.m + 2
-
-    @property
-    def step(self) -> int:
-        """Channels of one step."""
-        return STEP // np.dtype(self.dtype).itemsize
-
-
-def _inputs_2(d: list[Expr]) -> list[Expr]:
-    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
-
-
-def _outputs_2(m: list[Expr]) -> list[Expr]:
-    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
-
-
-def _times(x: Expr, factor: int) -> Expr:
-    return x * const(factor, dtype_of(x))
-
-
-def _inputs_4(d: list[Expr]) -> list[Expr]:
-    a, b = d[4] - _times(d[2], 4), d[3] - _times(d[1], 4)
-    c, e = d[4] - d[2], _times(d[3] - d[1], 2)
-    return [_times(d[0] - d[2], 4) + c, a + b, a - b, c + e, c - e, _times(d[1] - d[3], 4) + d[5] - d[3]]
-
-
-def _outputs_4(m: list[Expr]) -> list[Expr]:
-    a, b, c, d = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    return [m[0] + a + c, b + (d + d), a + _times(c, 4), b + _times(d, 8) + (m[5] + m[5])]
-
-
-F2 = Form(2, "uint8", "int8", 63, 127, 2, 1 << 29, _inputs_2, _outputs_2)
-F4 = Form(4, "int16", "int16", 255, 32767, 6, 1 << 25, _inputs_4, _outputs_4)
 
 _PRODUCT_BYTES = 64 << 10
 _REUSE = 4
@@ -263,18 +195,28 @@ class Winograd:
     ) -> None:
         """A chunk by some blocks; `place`: its number and its slot; `turn`: as in `_plan_prefetch`."""
         b, (unit, slot), (number, turns) = self.b, place, turn
-        # An array of vectors is aligned like one.
-        products = b.local(vec("int32", self.lanes), self.positions * tile.cols * tile.blocks)
+        form, step = self.form, tile.cols * tile.blocks
+        # Every row of positions is transformed back while its products are near.
+        products = b.local(vec("int32", self.lanes), form.alpha * step)
+        half = b.local(vec("int32", self.lanes), form.alpha * form.m * step)
         pieces = -(-tile.cols // self.cols)
-        with b.loop(self.positions) as position:
-            for left, count, cols in spans(tile.cols, self.cols):
-                with b.loop(count) as i:
-                    first = b.let(i * cols + left)
-                    ahead = self._plan_prefetch(tile.blocks, number * pieces + i + left // self.cols, turns * pieces)
-                    x = b.let(((slot * self.positions + position) * self.size + first) * self.width)
-                    into = b.let((position * tile.cols + first) * tile.blocks)
-                    self._multiply(Tile(tile.blocks, 1, cols), products, block, position, (x, into), ahead)
-        self._transform_outputs(tile, products, block, b.let(unit * self.size), exact)
+        with b.loop(form.alpha) as row:
+            with b.loop(form.alpha) as column:
+                position = b.let(row * form.alpha + column)
+                inputs = b.let((slot * self.positions + position) * self.size)
+                for left, count, cols in spans(tile.cols, self.cols):
+                    with b.loop(count) as i:
+                        first = b.let(i * cols + left)
+                        turn_now = number * pieces + i + left // self.cols
+                        ahead = self._plan_prefetch(tile.blocks, turn_now, turns * pieces)
+                        into = b.let((column * tile.cols + first) * tile.blocks)
+                        x0 = b.let((inputs + first) * self.width)
+                        self._multiply(Tile(tile.blocks, 1, cols), products, block, position, (x0, into), ahead)
+            with b.loop(step) as t:
+                found = form.outputs([b.let(b.load(products, c * step + t)) for c in range(form.alpha)])
+                for c, value in enumerate(found):
+                    b.store(half, (row * form.m + c) * step + t, value)
+        self._transform_outputs(tile, half, block, b.let(unit * self.size), exact)
 
     def _plan_prefetch(self, size: int, number: Expr, turns: int) -> list[Expr]:
         """As in the direct convolution: the weights of the next blocks, spread over the turns of these."""
@@ -321,7 +263,7 @@ class Winograd:
     def _multiply(
         self, tile: Tile, products: Expr, block: Expr, position: Expr, place: tuple[Expr, Expr], ahead: list[Expr]
     ) -> None:
-        """The products of one position, vectors [positions, tiles, blocks]; `place`: of their inputs, and their own."""
+        """The products of one position, vectors [columns, tiles, blocks]; `place`: of their inputs, and their own."""
         b, isa, wide, (x0, into) = self.b, self.isa, vec("int32", self.lanes), place
         accs = [[b.local(wide) for _ in range(tile.cols)] for _ in range(tile.blocks)]
         for g, group in enumerate(accs):
@@ -338,6 +280,9 @@ class Winograd:
                 step = d * unroll + u
                 for far in ahead:
                     b.prefetch(self.weights, w0 + step * vector + far)
+                for g in range(tile.blocks if self.size == self.cols else 0):
+                    # The next position's; where several tiles use these weights, they come from farther away.
+                    b.prefetch(self.weights, w0 + step * vector + g * self.stride + self.steps * vector)
                 ws = []
                 for g in range(tile.blocks):
                     found = b.load(self.weights, w0 + step * vector + g * self.stride, vector)
@@ -354,8 +299,8 @@ class Winograd:
             for t, acc in enumerate(group):
                 b.store(products, into + (t * tile.blocks + g), b.load(acc, 0))
 
-    def _transform_outputs(self, tile: Tile, products: Expr, block: Expr, base: Expr, exact: int | None) -> None:
-        """The m×m requantized outputs of every tile and block."""
+    def _transform_outputs(self, tile: Tile, half: Expr, block: Expr, base: Expr, exact: int | None) -> None:
+        """The m×m requantized outputs of every tile and block, from rows that are transformed already."""
         b, form, alpha = self.b, self.form, self.form.alpha
         with b.loop(tile.cols) as t:
             row = b.let((base + t) // self.across * form.m)
@@ -364,16 +309,11 @@ class Winograd:
                 channel = b.let((block + g) * self.lanes)
                 first = b.let(t * tile.blocks + g)
                 step = tile.cols * tile.blocks
-                columns = []
-                for c in range(alpha):
-                    indices = [first + (r * alpha + c) * step for r in range(alpha)]
-                    column = form.outputs([b.let(b.load(products, i)) for i in indices])
-                    columns.append([b.let(v) for v in column])
-                found = [
-                    ((r, c), b.let(self._finish(acc)))
-                    for r in range(form.m)
-                    for c, acc in enumerate(form.outputs([column[r] for column in columns]))
-                ]
+                found = []
+                for c in range(form.m):
+                    indices = [first + (r * form.m + c) * step for r in range(alpha)]
+                    column = form.outputs([b.let(b.load(half, i)) for i in indices])
+                    found += [((r, c), b.let(self._finish(acc))) for r, acc in enumerate(column)]
                 for four in (found[i : i + 4] for i in range(0, len(found), 4)):
                     self._store(four, channel, row, col, exact)
 
