@@ -60,6 +60,8 @@ CONTENDERS = (
     Contender("qcompile w8a8 + amx", "qcompile", "w8a8-amx.qc", amx=True, needs="amx_int8"),
     Contender("qcompile 70 %", "qcompile", "budget.qc"),
     Contender("qcompile fastest", "qcompile", "fastest.qc"),
+    Contender("qcompile 70 % + amx", "qcompile", "budget-amx.qc", amx=True, needs="amx_int8"),
+    Contender("qcompile fastest + amx", "qcompile", "fastest-amx.qc", amx=True, needs="amx_int8"),
     Contender("onnxruntime fp32", "onnxruntime", "fixed.onnx"),
     Contender("onnxruntime int8 qdq", "onnxruntime", "qdq.onnx"),
     Contender("onnxruntime int8 qoperator", "onnxruntime", "qoperator.onnx"),
@@ -88,7 +90,7 @@ CAPPED = {
 PRECISIONS = {"avx2": ("w8a8", "w4a4")}
 """Uniform precisions of our artifacts for those."""
 
-PLANNED = frozenset({"budget.qc", "fastest.qc"})
+PLANNED = frozenset({"budget.qc", "fastest.qc", "budget-amx.qc", "fastest-amx.qc"})
 """Artifacts that only `--plans` makes."""
 
 

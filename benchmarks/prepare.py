@@ -118,8 +118,6 @@ class Preparation:
 
     def _compile(self) -> int:
         """Our artifacts; the number of multiply-adds of the network."""
-        from qcompile.errors import QcompileError
-
         measure = self.tuned or self.plans
         if self.isa is not None:
             for precision in contenders.PRECISIONS[self.isa]:
@@ -130,28 +128,35 @@ class Preparation:
             return sum(node_macs(graph, node) for node in graph.nodes)
         for stale in self.folder.glob("*.qc"):
             shutil.rmtree(stale)
-        result = self._artifact("w8a8.qc", uniform="w8a8", measure=measure)
+        result = self._uniform_and_planned("", capped_target(), measure)
         if _has_amx():
-            self._artifact("w8a8-amx.qc", target=_AMX, uniform="w8a8", measure=measure)
-        if not measure:
-            self.notes |= dict.fromkeys(("w8a8.qc", "w8a8-amx.qc"), "kernels not tuned")
-        if self.plans and result.measured_ms is not None:
-            try:
-                self._artifact("budget.qc", latency=BUDGET * result.measured_ms * 1e-3)
-            except QcompileError as error:
-                self.notes["budget.qc"] = error.message
-            any_plan = self._artifact("fastest.qc", memory=1 << 40)
-            plan = self.folder / "fastest.json"
-            plan.write_text(json.dumps({"bits": fastest_bits(any_plan.artifact.plan["layers"])}))
-            self._artifact("fastest.qc", plan=plan)
+            self._uniform_and_planned("-amx", _AMX, measure)
         graph = result.artifact.graph
         return sum(node_macs(graph, node) for node in graph.nodes)
+
+    def _uniform_and_planned(self, ending: str, target: str, measure: bool) -> Any:
+        """The artifacts of one target; the uniform one is returned."""
+        from qcompile.errors import QcompileError
+
+        uniform, budget, fastest = (f"{name}{ending}.qc" for name in ("w8a8", "budget", "fastest"))
+        result = self._artifact(uniform, target=target, uniform="w8a8", measure=measure)
+        if not measure:
+            self.notes[uniform] = "kernels not tuned"
+        if self.plans and result.measured_ms is not None:
+            any_plan = self._artifact(fastest, target=target, memory=1 << 40)
+            plan = self.folder / f"fastest{ending}.json"
+            plan.write_text(json.dumps({"bits": fastest_bits(any_plan.artifact.plan["layers"])}))
+            self._artifact(fastest, target=target, plan=plan)
+            try:
+                self._artifact(budget, target=target, latency=BUDGET * result.measured_ms * 1e-3)
+            except QcompileError as error:
+                self.notes[budget] = error.message
+        return result
 
     def _artifact(self, file: str, **options: Any) -> Any:
         from qcompile import api
 
-        named = {"target": capped_target(), **options}
-        return api.compile(self.source, calib=self.calib, out=self.folder / file, overwrite=True, **named)
+        return api.compile(self.source, calib=self.calib, out=self.folder / file, overwrite=True, **options)
 
 
 def _has_amx() -> bool:

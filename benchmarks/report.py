@@ -146,24 +146,23 @@ def format_result(result: Result) -> str:
 
 
 def format_summary(results: Sequence[Result]) -> str:
-    """qcompile beside the best int8 peer, one line for each network; `with amx` compares the best either has."""
-    lines = [("network", "threads", "qcompile ms", "peer ms", "ratio", "float io", "with amx", "peer")]
+    """qcompile beside the best int8 peer, one line for each network; with AMX the best either has is compared."""
+    lines = [
+        ("network", "threads", "qcompile ms", "peer ms", "ratio", "float io", "fastest", "amx", "fastest amx", "peer")
+    ]
     for result in results:
-        ours = next((r for r in result.rows if r.contender.engine == "qcompile"), None)
-        tiles = next((r for r in result.rows if r.contender.is_ours and r.contender.amx and r.seconds), ours)
-        floats = next((r for r in result.rows if r.contender.engine == "qcompile-float"), None)
+        rows = {(row.contender.engine, row.contender.model): row for row in result.rows}
         vnni, any_ = result.best_peer(amx=False), result.best_peer(amx=True)
-        if ours is None or tiles is None or ours.median is None:
+        ours = next((r for r in result.rows if r.contender.engine == "qcompile"), None)
+        if ours is None or ours.median is None:
             continue
-        peer = None if vnni is None else vnni.median
-        lines.append(
-            (
-                result.network, str(result.threads), _number(ours.median * 1e3, 3),
-                _number(None if peer is None else peer * 1e3, 3), _number(ratio(ours, vnni), 2),
-                _number(None if floats is None else ratio(floats, vnni), 2), _number(ratio(tiles, any_), 2),
-                "-" if vnni is None else vnni.contender.name,
-            )
-        )  # fmt: skip
+        floats, name = rows.get(("qcompile-float", ours.contender.model)), "qcompile"
+        fastest, tiles, tiles_fastest = (rows.get((name, f"{m}.qc")) for m in ("fastest", "w8a8-amx", "fastest-amx"))
+        pairs = ((ours, vnni), (floats, vnni), (fastest, vnni), (tiles, any_), (tiles_fastest, any_))
+        ratios = [_number(None if row is None else ratio(row, peer), 2) for row, peer in pairs]
+        peer = "-" if vnni is None else vnni.contender.name
+        times = [_number(None if row is None or row.median is None else row.median * 1e3, 3) for row in (ours, vnni)]
+        lines.append((result.network, str(result.threads), *times, *ratios, peer))
     return table(lines)
 
 
