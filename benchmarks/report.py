@@ -147,7 +147,7 @@ def format_result(result: Result) -> str:
 
 def format_summary(results: Sequence[Result]) -> str:
     """qcompile beside the best int8 peer, one line for each network; with AMX the best either has is compared."""
-    lines = [
+    lines: list[tuple[str, ...]] = [
         ("network", "threads", "qcompile ms", "peer ms", "ratio", "float io", "fastest", "amx", "fastest amx", "peer")
     ]
     for result in results:
