@@ -195,6 +195,8 @@ def best_scale(q: Float, scale: Float, w: Float, h: Float) -> Float:
 def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tuple[Float, Float]:
     """Integers and scales of a layer: GPTQ for every candidate scale of every channel, the best of each refined.
 
+    No channel is worse than rounded to nearest at the scale of its largest weight, as `quadratic_error` has it.
+
     Args:
         w: (G, R, K).
         h: positive definite (G, K, K).
@@ -211,9 +213,14 @@ def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tu
     scales = (base[:, None] * shrink[None, :, None]).reshape(groups, -1)
     stacked = np.broadcast_to(w[:, None], (groups, len(shrink), rows, columns)).reshape(groups, -1, columns)
     q, error = gptq_errors(stacked, h, scales, top)
-    best = error.reshape(groups, len(shrink), rows).argmin(axis=1)
+    errors = error.reshape(groups, len(shrink), rows)
+    best = errors.argmin(axis=1)
     q = np.take_along_axis(q.reshape(groups, len(shrink), rows, columns), best[:, None, :, None], 1)[:, 0]
     scale = np.take_along_axis(scales.reshape(groups, len(shrink), rows), best[:, None], 1)[:, 0]
+    # Column by column is greedy, and now and then worse than rounding each weight alone.
+    nearest = np.clip(np.rint(w / base[..., None]), -top, top)
+    kept = quadratic_error(nearest, base, w, h) < errors.min(axis=1)
+    q, scale = np.where(kept[..., None], nearest, q), np.where(kept, base, scale)
     for _ in range(2 if sweeps else 0):
         q = descend(q, scale, w, h, top, sweeps)
         scale = best_scale(q, scale, w, h)
