@@ -213,15 +213,13 @@ def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tu
     scales = (base[:, None] * shrink[None, :, None]).reshape(groups, -1)
     stacked = np.broadcast_to(w[:, None], (groups, len(shrink), rows, columns)).reshape(groups, -1, columns)
     q, error = gptq_errors(stacked, h, scales, top)
-    errors = error.reshape(groups, len(shrink), rows)
-    best = errors.argmin(axis=1)
+    best = error.reshape(groups, len(shrink), rows).argmin(axis=1)
     q = np.take_along_axis(q.reshape(groups, len(shrink), rows, columns), best[:, None, :, None], 1)[:, 0]
     scale = np.take_along_axis(scales.reshape(groups, len(shrink), rows), best[:, None], 1)[:, 0]
-    # Column by column is greedy, and now and then worse than rounding each weight alone.
-    nearest = np.clip(np.rint(w / base[..., None]), -top, top)
-    kept = quadratic_error(nearest, base, w, h) < errors.min(axis=1)
-    q, scale = np.where(kept[..., None], nearest, q), np.where(kept, base, scale)
     for _ in range(2 if sweeps else 0):
         q = descend(q, scale, w, h, top, sweeps)
         scale = best_scale(q, scale, w, h)
-    return q, scale
+    # Column by column is greedy, and now and then worse than rounding each weight alone.
+    nearest = np.clip(np.rint(w / base[..., None]), -top, top)
+    kept = quadratic_error(nearest, base, w, h) < quadratic_error(q, scale, w, h)
+    return np.where(kept[..., None], nearest, q), np.where(kept, base, scale)

@@ -11,6 +11,7 @@ import numpy as np
 from passes.analysis.samples import first_samples
 from passes.quantize.correct_bias import corrected_bias
 from passes.quantize.gptq import Float, best_scale, damped, descend, gptq_errors
+from passes.quantize.layer_rounding import EXACT_FROM
 from passes.structure import Structure
 from qcompile.errors import PassContractError, UsageError
 from qcompile.exec.tensors import Tensor, inference
@@ -26,9 +27,6 @@ METHODS = ("gptq", "nearest")
 
 _SHRINK = np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
 """Candidate scales as shares of the one that clips nothing; `round-weights` looks at a finer row."""
-
-_EXACT_FROM = 8
-"""Weight bits from which `round-weights` rounds to nearest."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def rounded_at_all(graph: Graph, moments: Moments, widths: Sequence[int], sweeps
     bias = graph.const_or(node, "b")
     b = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
     w = weights.reshape(moments.groups, len(weights) // moments.groups, -1).astype(np.float64)
-    low = [bits for bits in widths if bits < _EXACT_FROM]
+    low = [bits for bits in widths if bits < EXACT_FROM]
     integers = round_at_widths(w, damped(moments.xx / moments.count), low, sweeps) if low else {}
     x = moments.x / moments.count
     found = {}
