@@ -44,6 +44,7 @@ CATALOGUE: Mapping[str, str] = {
     "plan-front": "passes.plan.plan_front:PlanFront",
     "bisect-plan": "passes.plan.bisect_plan:BisectPlan",
     # quantize
+    "equalize-layers": "passes.quantize.equalize_layers:EqualizeLayers",
     "round-candidates": "passes.quantize.round_candidates:RoundCandidates",
     "round-weights": "passes.quantize.round_weights:RoundWeights",
     "integerize": "passes.quantize.integerize:Integerize",

@@ -25,7 +25,7 @@ CANONICALIZE: tuple[str, ...] = (
 )
 """One normal form for every source: what torch and ONNX captures of one network agree on."""
 
-CALIBRATE: tuple[str, ...] = ("calibrate-ranges",)
+CALIBRATE: tuple[str, ...] = ("equalize-layers", "calibrate-ranges")
 """All that a uniform or given plan needs."""
 
 SENSITIVITIES: Mapping[str, tuple[str, ...]] = {
