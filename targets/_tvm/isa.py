@@ -163,3 +163,7 @@ class PortableIsa:
         part = lanes * 4 // self.lanes
         order = [s + i + lanes * which for s in range(0, lanes, part) for which in (0, 1) for i in range(part)]
         return shuffle(limited[0], limited[1], order)
+
+
+SCALAR = PortableIsa(lanes=1)
+"""One element at a time: for compilers that find the vectors themselves, and for GPUs."""

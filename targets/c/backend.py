@@ -19,15 +19,13 @@ from qcompile.target.program import Kernel, Program
 from targets._tvm import float_scan, profile
 from targets._tvm.context import Emitted
 from targets._tvm.cpu import CpuBackend, Variant, generic_variant
-from targets._tvm.isa import PortableIsa
+from targets._tvm.isa import SCALAR
 from targets._tvm.library import Bench
 from targets._tvm.runner import DESCRIPTION, ENTRY, LIBRARY, LibraryExecutable
 from targets.c import kernels
 from targets.c.compiler import build_shared, compiler_version
 from targets.c.deploy import portable
 from targets.c.source import Source, bench_text, library_text, params_bytes, translate
-
-SCALAR = PortableIsa(lanes=1)
 
 _FLOAT_TOKEN = re.compile(r"\b(float|double|_Float\w+|half)\b|\b\d+\.\d|\bmath\.h\b")
 _DISASSEMBLED = frozenset({"x86_64", "aarch64"})

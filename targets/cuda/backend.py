@@ -15,7 +15,7 @@ from qcompile.target.model import Target
 from qcompile.target.program import Buffer, Kernel, Program
 from targets._tvm.context import Constant, Context, Emitted, Scratch, Value
 from targets._tvm.cpu import GENERIC, generator_hash
-from targets._tvm.isa import PortableIsa
+from targets._tvm.isa import SCALAR
 from targets._tvm.kernels import generic
 from targets._tvm.library import Blob, FunctionTable
 from targets.cuda import (
@@ -39,8 +39,6 @@ from targets.cuda.executable import BINARY, DESCRIPTION, SOURCE, CudaExecutable,
 from targets.cuda.matrix import matrix_of
 from targets.cuda.preference import preferred
 from targets.cuda.runtime import PRELUDE
-
-SCALAR = PortableIsa(lanes=1)
 
 
 @dataclass(frozen=True)

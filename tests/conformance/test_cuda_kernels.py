@@ -20,8 +20,9 @@ from qcompile.semantics import interp
 from qcompile.target.program import Kernel, Program
 from targets._tvm.context import Context, Value
 from targets._tvm.cpu import GENERIC
+from targets._tvm.isa import SCALAR
 from targets.cuda import build, depthwise, image_sum, vector, winograd_mma
-from targets.cuda.backend import SCALAR, CudaBackend
+from targets.cuda.backend import CudaBackend
 from targets.cuda.emulated import UndefinedError
 from targets.cuda.emulated_program import run_program
 from targets.cuda.runtime import PRELUDE

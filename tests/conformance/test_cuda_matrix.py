@@ -21,8 +21,9 @@ from qcompile.pm.registry import find_target
 from qcompile.semantics import interp
 from qcompile.target.program import Program
 from targets._tvm.context import Context
+from targets._tvm.isa import SCALAR
 from targets.cuda import matrix_mma, matrix_store, tiles
-from targets.cuda.backend import SCALAR, CudaBackend
+from targets.cuda.backend import CudaBackend
 from targets.cuda.block import FOLDED_ATTRIBUTE
 from targets.cuda.devices import DEVICES
 from targets.cuda.emulate import Emulator
