@@ -116,14 +116,16 @@ def budget(row: str, full: int) -> int:
     return full * int(row.removeprefix(MIXED)) // 100
 
 
-def compiled(model: Path, calib: dict[str, np.ndarray], row: str, rounding: str, full: int) -> Any:
+def compiled(model: Path, calib: dict[str, np.ndarray], row: str, rounding: str, full: int, equalize: bool) -> Any:
     """The result of the compilation of a row."""
     import qcompile
 
     limits: dict[str, Any] = {"uniform": row}
     if row.startswith(MIXED):
         limits = {"memory": budget(row, full), "act_bits": (8,)}
-    return qcompile.compile(model, target="cpu", calib=calib, measure=False, rounding=rounding, **limits)
+    return qcompile.compile(
+        model, target="cpu", calib=calib, measure=False, rounding=rounding, equalize=equalize, **limits
+    )
 
 
 def weights_of(model: Path) -> int:
@@ -148,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", default=",".join(NETWORKS), help="names of pack files, by comma")
     parser.add_argument("--rows", default=",".join(ROWS), help="precisions, by comma")
     parser.add_argument("--rounding", default="gptq", help="methods of round-weights, by comma")
+    parser.add_argument("--no-equalize", action="store_true", help="leave equalize-layers out")
     parser.add_argument(
         "--json", type=Path, help="all figures, written after each row; those it holds are not measured again"
     )
@@ -155,9 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load = load_pack(options.pack)
     rows = measured_before(options.json)
     have = {(r.network, r.row, r.rounding) for r in rows}
+    ending = ", not equalized" if options.no_equalize else ""
     for network in options.networks.split(","):
         cells = [(row, way) for row in options.rows.split(",") for way in options.rounding.split(",")]
-        cells = [cell for cell in cells if (network, *cell) not in have]
+        cells = [cell for cell in cells if (network, cell[0], cell[1] + ending) not in have]
         if not cells:
             continue
         model = load.model(network)
@@ -166,12 +170,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         real, labels, full = onnx_answers(model, dev), dev["labels"], weights_of(model)
         for row, rounding in cells:
             begun = time.perf_counter()
-            result = compiled(model, calib, row, rounding, full)
+            result = compiled(model, calib, row, rounding, full, not options.no_equalize)
             seconds = time.perf_counter() - begun
             found = artifact_answers(result.artifact, dev)
             rows.append(
                 Accuracy(
-                    network, row, rounding, len(labels), float((real == labels).mean()),
+                    network, row, rounding + ending, len(labels), float((real == labels).mean()),
                     float((found == labels).mean()), paired_error(real == labels, found == labels),
                     float((found == real).mean()), result.weight_bytes, seconds,
                 )

@@ -72,6 +72,7 @@ def compile(
     metrics: Mapping[str, str] | None = None,
     protect: Sequence[str] = (),
     rounding: str | None = None,
+    equalize: bool = True,
     device: str | None = None,
     costs: str | os.PathLike[str] | None = None,
 ) -> CompileResult:
@@ -106,6 +107,7 @@ def compile(
         protect: regular expressions over layer names; these layers keep the widest bits.
         rounding: how weights become integers: `"gptq"` (the default), `"adaround"`, `"adaquant"`, `"discquant"` or
             `"nearest"`.
+        equalize: whether channels in front of depthwise convolutions are scaled to fill the grid they share.
         device: where kernels and artifacts are measured: `"local"`, or an address (see `qcompile.target.device`).
         costs: file of costs measured on a device of the target, used where nothing can be measured.
 
@@ -139,6 +141,7 @@ def compile(
         metrics=dict(metrics or {}),
         protect=tuple(protect),
         rounding=rounding,
+        equalize=equalize,
         device=parse_device(device),
         costs=None if costs is None else Path(costs),
     )

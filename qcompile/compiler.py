@@ -77,6 +77,7 @@ class Compiler:
         pins: regular expression over layer names → bits.
         instruments: of the pass manager.
         rounding: how weights become integers, as the option `method` of round-weights.
+        equalize: whether equalize-layers runs.
         sensitivity: how losses are predicted, a key of `pipelines.SENSITIVITIES`.
         metrics: regular expression over layer names → another sensitivity for them.
         protect: regular expressions over layer names; these layers keep the widest bits.
@@ -100,6 +101,7 @@ class Compiler:
     instruments: Sequence[Any] = ()
     passes: str | None = None
     rounding: str = "gptq"
+    equalize: bool = True
     weight_bits: tuple[int, ...] | None = None
     act_bits: tuple[int, ...] | None = None
     sensitivity: str = pipelines.DEFAULT_SENSITIVITY
@@ -156,7 +158,8 @@ class Compiler:
         canonical: Sequence[Any] = parse_pipeline(self.passes) if self.passes else pipelines.CANONICALIZE
         self.graph, _ = self.run_passes(self.graph, canonical)
         self.check_pins()
-        self.graph, _ = self.run_passes(self.graph, pipelines.CALIBRATE)
+        left_out = set() if self.equalize else {"equalize-layers"}
+        self.graph, _ = self.run_passes(self.graph, [name for name in pipelines.CALIBRATE if name not in left_out])
         if analyse:
             self._analyse()
 

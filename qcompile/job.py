@@ -143,6 +143,7 @@ class Job:
     metrics: Mapping[str, str] = field(default_factory=dict)
     protect: tuple[str, ...] = ()
     rounding: str | None = None
+    equalize: bool = True
     device: Device | None = None
     costs: Path | None = None
     warnings: list[str] = field(default_factory=list)
@@ -238,6 +239,7 @@ class Job:
             labels=getattr(data.fit, "has_labels", False), threads=self.threads, seed=self.seed,
             progress=self.progress,
             rounding=self.rounding or "gptq",
+            equalize=self.equalize,
             passes=self.passes, pins=self.pins, weight_bits=self.weight_bits, act_bits=self.act_bits,
             sensitivity=self.sensitivity or pipelines.DEFAULT_SENSITIVITY, metrics=self.metrics, protect=self.protect,
             floor=data.floor, floor_labels=getattr(data.floor, "has_labels", False),

@@ -65,6 +65,15 @@ def command(
     pin: job.Pin = None,
     protect: job.Protect = None,
     rounding: job.Rounding = None,
+    no_equalize: Annotated[
+        bool,
+        typer.Option(
+            "--no-equalize",
+            rich_help_panel=job.PLAN,
+            help="Leave channels in front of depthwise convolutions as they are; else each is scaled to fill the grid "
+            "they share.",
+        ),
+    ] = False,
     bits: job.WeightBits = None,
     act_bits: job.ActBits = None,
     sensitivity: job.SensitivityName = None,
@@ -149,6 +158,7 @@ def command(
             metrics=job.metrics(metric),
             protect=tuple(protect or ()),
             rounding=rounding,
+            equalize=not no_equalize,
             device=device,
             costs=costs,
         )

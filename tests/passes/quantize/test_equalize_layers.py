@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from passes.quantize.equalize_layers import EqualizeLayers, channel_maxima, find_pairs
+from qcompile.compiler import Compiler
 from qcompile.errors import DataError, PassContractError
 from qcompile.exec import float_exec
 from qcompile.ir import Array, Graph, GraphBuilder, TensorType
-from qcompile.pm.base import PassContext
+from qcompile.pm.base import Batches, PassContext
 from qcompile.target.model import Target
+from targets.reference.backend import ReferenceBackend
 
 TARGET = Target("none", "", "")
 CHANNELS = 6
@@ -46,13 +48,16 @@ def samples(scale: float = 1.0, seed: int = 1) -> Array:
     return np.asarray(scale * np.random.default_rng(seed).normal(size=(16, 3, 5, 5)), np.float32)
 
 
-def context(x: Array | None) -> PassContext:
+def stream_of(x: Array) -> Batches:
     def stream() -> Iterator[dict[str, Array]]:
-        assert x is not None
         for start in range(0, len(x), 4):
             yield {"x": x[start : start + 4]}
 
-    return PassContext(TARGET, calibration=None if x is None else stream)
+    return stream
+
+
+def context(x: Array | None) -> PassContext:
+    return PassContext(TARGET, calibration=None if x is None else stream_of(x))
 
 
 @pytest.mark.parametrize("clip", [None, (0.0, np.inf), (0.0, 6.0), (0.0, 0.5)])
@@ -103,3 +108,22 @@ def test_it_needs_samples() -> None:
         EqualizeLayers().run(network(None), context(None))
     with pytest.raises(DataError):
         EqualizeLayers().run(network(None), context(samples()[:0]))
+
+
+def test_it_is_left_out_where_asked() -> None:
+    def names(equalize: bool) -> set[str]:
+        x = samples()
+        compiler = Compiler(
+            network((0.0, np.inf)),
+            TARGET,
+            ReferenceBackend(TARGET),
+            stream_of(x),
+            stream_of(x),
+            None,
+            equalize=equalize,
+        )
+        compiler.prepare(analyse=False)
+        return {name for node in compiler.graph.nodes for name in node.origin}
+
+    assert "equalize-layers" in names(True)
+    assert "equalize-layers" not in names(False)
