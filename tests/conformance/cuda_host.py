@@ -7,6 +7,7 @@ driver.  What stands in for the device lies in `cuda_host/`: device.h, instructi
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 import shutil
 import subprocess
@@ -132,7 +133,8 @@ def install(monkeypatch: pytest.MonkeyPatch, path: Path) -> FakeDriver:
     fake = FakeDriver(path)
     monkeypatch.setattr(driver, "_LIBRARIES", (str(path),))
     monkeypatch.setattr(driver, "_opened", None)
-    driver._library.cache_clear()
+    # A cache of its own: what a test has opened is not found by the tests behind it.
+    monkeypatch.setattr(driver, "_library", functools.cache(driver._library.__wrapped__))
     monkeypatch.setattr(build, "find_compiler", lambda: "g++")
     monkeypatch.setattr(build, "_version", lambda compiler: "g++ of the host")
     monkeypatch.setattr(build, "compile_text", compile_text)
