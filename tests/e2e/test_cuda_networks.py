@@ -70,7 +70,7 @@ def test_every_architecture_builds(target: str, tmp_path: Path) -> None:
     loaded = check(DIGITS / "digits_resnet.onnx", target, tmp_path)
     if not gpu_features():
         (port,) = loaded.graph.inputs
-        with pytest.raises(DeviceError, match="no NVIDIA driver|no GPU"):
+        with pytest.raises(DeviceError, match=r"no NVIDIA driver|no GPU"):
             loaded.run({port.name: np.zeros((1, *port.type.sample), dtype=np.float32)})
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile import api, plotting
+from qcompile import api, job, plotting
 from qcompile.errors import AccuracyError, DataError, UsageError
+from qcompile.target.backend import Measurement
 
 MODEL = Path(__file__).parents[2] / "models" / "digits_resnet"
 FEW = {"bits": (3, 4, 8), "act_bits": (8,), "measure": False, "sensitivity": "trace"}
@@ -145,3 +146,14 @@ def test_fronts_that_cannot_be(tmp_path: Path) -> None:
         api.sweep(MODEL / "digits_resnet.onnx", axis="speed", **options)
     with pytest.raises(InfeasibleError, match="no plan keeps any memory"):
         api.sweep(MODEL / "digits_resnet.onnx", span="1KiB:2KiB", points=2, **options)
+
+
+@pytest.mark.parametrize(("now", "said"), [(3.0, 1), (0.5, 0)])
+def test_a_budget_missed_at_this_moment_is_said(
+    now: float, said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs and budgets are compared at one clock; a stopwatch may say something else, and then so do we."""
+    monkeypatch.setattr(job, "time_executable", lambda executable, threads: Measurement(now, now, 1, threads))
+    result = compiled(tmp_path, latency="1s", measure=True)
+    assert result.artifact.measurements()["now_ms"] == 1e3 * now
+    assert len([text for text in result.warnings if "at this moment" in text]) == said
