@@ -9,7 +9,6 @@ All differences are paired: they are of the same images.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import sys
@@ -17,11 +16,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from benchmarks.pack import load_pack
 from benchmarks.report import table
 
 NETWORKS = (
@@ -61,16 +60,6 @@ class Accuracy:
     agreement: float
     weight_bytes: int
     seconds: float
-
-
-def load_pack(folder: Path) -> ModuleType:
-    """The pack's own reader; exits where there is none."""
-    spec = importlib.util.spec_from_file_location("pack_load", folder / "load.py")
-    if spec is None or spec.loader is None or not (folder / "load.py").exists():
-        raise SystemExit(f"{folder} holds no load.py: give the folder of the data pack")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def onnx_answers(model: Path, data: dict[str, np.ndarray]) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import load_pack
+from benchmarks.pack import load_pack
 from benchmarks.report import table
 
 NETWORKS = ("resnet20_cifar10", "mlperf_tiny_resnet8_cifar10", "mlperf_tiny_dscnn_kws")

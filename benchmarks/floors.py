@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import SAMPLES, artifact_answers, load_pack, onnx_answers, paired_error
+from benchmarks.accuracy import SAMPLES, artifact_answers, onnx_answers, paired_error
+from benchmarks.pack import load_pack
 from benchmarks.report import table
 
 NETWORKS = ("mlperf_tiny_resnet8_cifar10", "resnet20_cifar10", "mlperf_tiny_dscnn_kws")

@@ -7,7 +7,6 @@ and prepared.json.  It runs in a process of its own, so that nothing of the prep
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import shutil
@@ -16,13 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx
 
 from benchmarks import contenders
+from benchmarks.pack import load_pack
 from benchmarks.pool import ROOT
 
 PREPARED = "prepared.json"
@@ -168,15 +167,6 @@ def _has_amx() -> bool:
 def capped_target() -> str:
     """This processor's target, without AMX."""
     return "x86-vnni" if _has_amx() else "cpu"
-
-
-def load_pack(pack: Path) -> ModuleType:
-    """The pack's own reader."""
-    spec = importlib.util.spec_from_file_location("pack_load", pack / "load.py")
-    assert spec is not None and spec.loader is not None  # the suffix is known
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def pack_networks(pack: Path) -> list[str]:

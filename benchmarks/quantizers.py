@@ -27,11 +27,11 @@ from benchmarks.accuracy import (
     SAMPLES,
     artifact_answers,
     budget,
-    load_pack,
     onnx_answers,
     paired_error,
     weights_of,
 )  # fmt: skip
+from benchmarks.pack import load_pack
 from benchmarks.pool import ROOT
 from benchmarks.report import table
 

@@ -156,8 +156,10 @@ def format_summary(results: Sequence[Result]) -> str:
         ours = next((r for r in result.rows if r.contender.engine == "qcompile"), None)
         if ours is None or ours.median is None:
             continue
-        floats, name = rows.get(("qcompile-float", ours.contender.model)), "qcompile"
-        fastest, tiles, tiles_fastest = (rows.get((name, f"{m}.qc")) for m in ("fastest", "w8a8-amx", "fastest-amx"))
+        floats = rows.get(("qcompile-float", ours.contender.model))
+        fastest, tiles, tiles_fastest = (
+            rows.get(("qcompile", f"{model}.qc")) for model in ("fastest", "w8a8-amx", "fastest-amx")
+        )
         pairs = ((ours, vnni), (floats, vnni), (fastest, vnni), (tiles, any_), (tiles_fastest, any_))
         ratios = [_number(None if row is None else ratio(row, peer), 2) for row, peer in pairs]
         peer = "-" if vnni is None else vnni.contender.name

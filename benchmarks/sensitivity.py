@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy import load_pack
+from benchmarks.pack import load_pack
 from benchmarks.report import table
 from passes.analysis.check_prediction import CheckPrediction, random_plans, validity
 from passes.analysis.correlation import spearman

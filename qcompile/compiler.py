@@ -158,8 +158,8 @@ class Compiler:
         canonical: Sequence[Any] = parse_pipeline(self.passes) if self.passes else pipelines.CANONICALIZE
         self.graph, _ = self.run_passes(self.graph, canonical)
         self.check_pins()
-        left_out = set() if self.equalize else {"equalize-layers"}
-        self.graph, _ = self.run_passes(self.graph, [name for name in pipelines.CALIBRATE if name not in left_out])
+        names = [name for name in pipelines.CALIBRATE if self.equalize or name != "equalize-layers"]
+        self.graph, _ = self.run_passes(self.graph, names)
         if analyse:
             self._analyse()
 

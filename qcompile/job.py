@@ -338,8 +338,11 @@ class Job:
     def _compare(self, staged: Path, timer: Timer, program: Program, predicted: float | None) -> None:
         """Put the prediction and uniform 8 bits beside what was measured, and say where the plan is no faster."""
         reference = timer.reference()
-        found = artifacts.load(staged).measurements()
-        now = self._seconds_now(staged)
+        artifact = artifacts.load(staged)
+        found = artifact.measurements()
+        with self.stage("measure"):
+            # As a stopwatch has it: no clock is taken into account.
+            now = time_executable(artifact.on(self.device).executable, self.threads).median
         artifacts.write_measurements(
             staged,
             {
@@ -355,11 +358,6 @@ class Job:
             )
         if said := slower_than_uniform(timer.seconds(program), reference):
             self.warnings.append(said)
-
-    def _seconds_now(self, staged: Path) -> float:
-        """Of one inference as a stopwatch has it: no clock is taken into account."""
-        executable = artifacts.load(staged).on(self.device).executable
-        return time_executable(executable, self.threads).median
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -95,6 +95,18 @@ def observe(
             )
         return x
 
+    return histograms, run_watched(graph, batches, watch)
+
+
+def run_watched(graph: Graph, batches: Iterator[dict[str, Array]], watch: Callable[[str, Tensor], Tensor]) -> int:
+    """Run all samples through the float network, a batch at a time; the number of samples.
+
+    Args:
+        watch: is shown every value by name, and gives what is read in its place.
+
+    Raises:
+        DataError: no samples, or a missing or misshapen input.
+    """
     runner, samples = TorchGraph(graph), 0
     for batch in batches:
         inputs = check_inputs(graph, batch, samples)
@@ -102,7 +114,7 @@ def observe(
         runner.run(inputs, quantize=watch)
     if not samples:
         raise DataError("the calibration data holds no samples")
-    return histograms, samples
+    return samples
 
 
 def check_inputs(graph: Graph, batch: Mapping[str, Array], seen: int = 0) -> dict[str, Array]:

@@ -10,11 +10,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.analysis.calibrate_ranges import check_inputs
+from passes.analysis.calibrate_ranges import run_watched
 from passes.canonicalize.rewrite import real
-from qcompile.errors import DataError, PassContractError
+from qcompile.errors import PassContractError
 from qcompile.exec.tensors import Tensor
-from qcompile.exec.torch_exec import TorchGraph
 from qcompile.ir import WEIGHTED, Aspect, Graph, GraphBuilder, Node, rebuild
 from qcompile.pm.base import ON_FLOAT, Batches, Levels, Nothing, Pass, PassContext, PassResult, Report
 
@@ -133,11 +132,5 @@ def channel_maxima(graph: Graph, values: set[str], stream: Batches) -> dict[str,
             found[value] = np.maximum(found[value], seen) if value in found else seen
         return x
 
-    runner, samples = TorchGraph(graph), 0
-    for batch in stream():
-        inputs = check_inputs(graph, batch, samples)
-        samples += len(next(iter(inputs.values())))
-        runner.run(inputs, quantize=watch)
-    if not samples:
-        raise DataError("the calibration data holds no samples")
+    run_watched(graph, stream(), watch)
     return found

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy import load_pack
 from benchmarks.floors import Row, most_evaluations, rows_of
+from benchmarks.pack import load_pack
 
 PACK = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -60,6 +60,22 @@ class Cases:
         w = self.weights(out, channels // groups, *kernel, bits=bits)
         return self.op("conv2d", x, consts={"w": w, "b": self.bias(out)}, groups=groups, **attrs)
 
+    def shaped_conv(
+        self,
+        channels: int,
+        out: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        pad: tuple[int, int, int, int],
+        dilation: tuple[int, int],
+        size: tuple[int, int],
+        bits: int,
+    ) -> tuple[str, float]:
+        """A convolution of an image of its own, and about what its sums reach."""
+        x = self.image(channels, *size)
+        reach = channels * kernel[0] * kernel[1] * 40.0 * 2 ** (bits - 1)
+        return self.conv(x, out, kernel, bits=bits, stride=stride, pad=pad, dilation=dilation, pad_value=3), reach
+
     def linear(self, x: str, out: int, bits: int = 8) -> str:
         w = self.weights(out, self.b.type_of(x).sample[-1], bits=bits)
         return self.op("linear", x, consts={"w": w, "b": self.bias(out)})
@@ -133,7 +149,7 @@ def samples(graph: Graph, seed: int = 1) -> dict[str, np.ndarray[Any, Any]]:
 
 def dense_cases(c: Cases) -> None:
     """Convolutions and linear layers with a fused requant."""
-    for channels, out, kernel, stride, pad, dilation, size, bits in (
+    for shape in (
         (64, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (14, 14), 8),
         (16, 16, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (9, 13), 4),
         (16, 32, (3, 3), (2, 2), (0, 0, 1, 1), (1, 1), (8, 8), 8),
@@ -146,9 +162,8 @@ def dense_cases(c: Cases) -> None:
         (7, 33, (1, 5), (1, 3), (0, 2, 0, 2), (1, 1), (3, 17), 3),
         (256, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (7, 7), 2),
     ):
-        x = c.image(channels, *size)
-        reach = channels * kernel[0] * kernel[1] * 40.0 * 2 ** (bits - 1)
-        y = c.conv(x, out, kernel, bits=bits, stride=stride, pad=pad, dilation=dilation, pad_value=3)
+        y, reach = c.shaped_conv(*shape)
+        bits = shape[-1]
         c.show(c.requant(y, reach=reach, zp=7, dtype=f"u{bits if bits > 3 else 8}"))
     for groups, channels, out in ((2, 32, 64), (4, 16, 16), (3, 9, 12), (2, 8, 48), (8, 16, 8)):
         x = c.image(channels, 6, 7, dtype="u6")

@@ -39,14 +39,12 @@ SPLIT = 3
 
 def image_cases(c: Cases) -> None:
     """Convolutions whose rows, columns and inner dimension fit no tile."""
-    for channels, out, kernel, stride, pad, dilation, size, bits in (
+    for shape in (
         (64, 72, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (7, 7), 8),
         (48, 20, (1, 1), (2, 2), (0, 0, 0, 0), (1, 1), (9, 11), 8),
         (16, 40, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), (6, 6), 4),
     ):
-        x = c.image(channels, *size)
-        reach = channels * kernel[0] * kernel[1] * 40.0 * 2 ** (bits - 1)
-        y = c.conv(x, out, kernel, bits=bits, stride=stride, pad=pad, dilation=dilation, pad_value=3)
+        y, reach = c.shaped_conv(*shape)
         z = c.requant(y, reach=reach, zp=7)
         # A reader that needs a halo.
         y = c.conv(z, 3, (3, 3), pad=(1, 1, 1, 1), pad_value=7)
