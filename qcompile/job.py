@@ -22,7 +22,7 @@ from qcompile.data import Dataset, load_batches, split_holdout
 from qcompile.emission import Source, fingerprint, memory_plan, record_of, save
 from qcompile.errors import DeviceError, InfeasibleError, UsageError
 from qcompile.ir import Array
-from qcompile.latency import Build, Timer, keep_latency, slower_than_uniform
+from qcompile.latency import Build, Timer, keep_latency, missed_by_stopwatch, slower_than_uniform
 from qcompile.planning import AXES
 from qcompile.pm.base import Batches
 from qcompile.pm.facts import Bits
@@ -323,7 +323,8 @@ class Job:
     def _measure(self, staged: Path, timer: Timer, program: Program) -> float:
         with self.stage("measure"):
             executable = artifacts.load(staged).on(self.device).executable
-        measured = timer.time(program, executable, self.budgets.latency)
+        limit = None if self.budgets.latency is None else self.budgets.latency / timer.pace
+        measured = timer.time(program, executable, limit)
         artifacts.write_measurements(
             staged,
             {
@@ -337,25 +338,22 @@ class Job:
 
     def _compare(self, staged: Path, timer: Timer, program: Program, predicted: float | None) -> None:
         """Put the prediction and uniform 8 bits beside what was measured, and say where the plan is no faster."""
-        reference = timer.reference()
+        reference, pace = timer.reference(), timer.pace
         artifact = artifacts.load(staged)
         found = artifact.measurements()
         with self.stage("measure"):
             # As a stopwatch has it: no clock is taken into account.
-            now = time_executable(artifact.on(self.device).executable, self.threads).median
+            now = time_executable(artifact.on(self.device).executable, self.threads, self.budgets.latency).median
         artifacts.write_measurements(
             staged,
             {
-                **found, "predicted_ms": None if predicted is None else predicted * 1e3,
-                "uniform_ms": None if reference is None else reference * 1e3, "now_ms": now * 1e3,
+                **found, "median_ms": found["median_ms"] * pace, "p90_ms": found["p90_ms"] * pace, "pace": pace,
+                "predicted_ms": None if predicted is None else predicted * 1e3,
+                "uniform_ms": None if reference is None else reference * pace * 1e3, "now_ms": now * 1e3,
             },
         )  # fmt: skip
-        if self.budgets.latency is not None and now > self.budgets.latency:
-            kept, limit = found["median_ms"], self.budgets.latency * 1e3
-            self.warnings.append(
-                f"an inference takes {now * 1e3:.4g} ms at this moment, more than the {limit:.4g} ms asked for; at the "
-                f"clock at which costs were measured it takes {kept:.4g} ms"
-            )
+        if said := missed_by_stopwatch(now, found["median_ms"] * pace * 1e-3, self.budgets.latency):
+            self.warnings.append(said)
         if said := slower_than_uniform(timer.seconds(program), reference):
             self.warnings.append(said)
 

@@ -15,6 +15,7 @@ from qcompile.compiler import Budgets, Compiler, Planned
 from qcompile.errors import InfeasibleError
 from qcompile.pm.facts import COSTS, Bits
 from qcompile.target.backend import Executable, Measurement
+from qcompile.target.clock import probe
 from qcompile.target.program import Program, ProgramWork, work_of_program
 from qcompile.timing import calls_for, time_beside, time_executable, time_steady, turn_of
 
@@ -50,11 +51,13 @@ class Timer:
         compiler: whose network and target it is; its calibration is done.
         stage: opened with a name around each build and each measurement.
         moved: how often the yardstick was found to be quicker than was known: all seconds before were too many.
+        pace: what a second of the cost cache takes at the clock of this moment, at least 1.
     """
 
     compiler: Compiler
     stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
     moved: int = 0
+    pace: float = 1.0
     _reference: list[float | None] = field(default_factory=list)
     _lowered: list[Program] = field(default_factory=list)
     _yardstick: list[Program] = field(default_factory=list)
@@ -75,6 +78,15 @@ class Timer:
             with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
                 known = self.time(program, self._built(program, folder), limit).median
         return known
+
+    def look_at_clock(self) -> None:
+        """Set the pace.
+
+        A budget is kept at the clock of the cost cache and at this moment's: whichever is slower.
+        """
+        known = 0.0 if self.compiler.costs is None else self.compiler.costs.clock()
+        if known:  # Devices that are apart keep no clock.
+            self.pace = max(1.0, probe() / known)
 
     def time(self, program: Program, executable: Executable, limit: float | None = None) -> Measurement:
         """Time a built program and keep the result; what is known already stands unless it is off by `NOISE`.
@@ -213,7 +225,8 @@ def keep_latency(timer: Timer, budgets: Budgets, build: Build) -> tuple[Planned,
     Prediction begins corrected by what uniform 8 bits take end to end.  Plans are tried with weights rounded to
     nearest, because weights do not change the time; the one that keeps the budget is rounded as asked.  A plan that
     leaves more than `SLACK` of the budget unused gives way to a more precise one where that keeps the budget as well.
-    Where no plan is predicted to keep it, the fastest one is measured before that is believed.
+    Where no plan is predicted to keep it, the fastest one is measured before that is believed.  All seconds here are
+    those of a stopwatch at the pace of this moment.
 
     Returns:
         The plan, its program, and the predicted seconds after correction.
@@ -276,7 +289,9 @@ class _Search:
 
     def _begin(self) -> None:
         """Start from what uniform 8 bits take; what was measured by another yardstick says nothing."""
-        self.scale = self.timer.correction()
+        if self.budgets.latency is not None:
+            self.timer.look_at_clock()
+        self.scale = self.timer.correction() * self.timer.pace
         self.moved = self.timer.moved
         self.best, self.kept, self.relaxed, self.fastest = float("inf"), None, 0, False
 
@@ -310,7 +325,8 @@ class _Search:
         compiler, limit = self.timer.compiler, self.budgets.latency
         if limit is None or compiler.rounding == "nearest" or (self.kept is not None and plan.bits == self.kept.bits):
             return None
-        return self.timer.seconds(self.timer.settled(compiler.lower("nearest")), limit)
+        measured = self.timer.seconds(self.timer.settled(compiler.lower("nearest")), limit / self.timer.pace)
+        return None if measured is None else measured * self.timer.pace
 
     def _roomy(self, measured: float) -> bool:
         """Whether a more precise plan is worth a try: much is left, and no plan has missed the budget."""
@@ -325,6 +341,7 @@ class _Search:
         program = self.timer.settled(self.timer.compiler.lower())
         # The record holds the cost table's sum: the correction comes from measurements, which differ.
         measured = self.build(plan, program, raw)
+        measured = None if measured is None else measured * self.timer.pace
         if limit is None or measured is None or measured <= limit or not raw:
             return (plan, program, None if raw is None else raw * self.scale), measured
         return None, measured
@@ -339,12 +356,22 @@ class _Search:
         """What was measured, and what to do."""
         limit, reference = self.budgets.latency or 0.0, self.timer.reference()
         what = "the fastest plan there is" if self.fastest else f"the best of {ROUNDS} plans that were built"
-        beside = "" if reference is None else f"; uniform w8a8 takes {reference * 1e3:.4g} ms"
+        beside = "" if reference is None else f"; uniform w8a8 takes {reference * self.timer.pace * 1e3:.4g} ms"
         return InfeasibleError(
             f"latency {limit * 1e3:.4g} ms: {what} takes {self.best * 1e3:.4g} ms, measured{beside}",
             hint=f"--latency {self.best * HEADROOM * 1e3:.4g}ms can be kept; allow smaller bit widths, pin fewer "
             "layers, or use more --threads for less",
         )
+
+
+def missed_by_stopwatch(now: float, measured: float, limit: float | None) -> str | None:
+    """What to say where a stopwatch shows more than the budget, in seconds; `measured` is what was judged."""
+    if limit is None or now <= limit:
+        return None
+    return (
+        f"an inference takes {now * 1e3:.4g} ms at this moment, more than the {limit * 1e3:.4g} ms asked for; timed in "
+        f"turns with uniform 8 bits it takes {measured * 1e3:.4g} ms: the machine is busier or slower now"
+    )
 
 
 def slower_than_uniform(measured: float | None, reference: float | None) -> str | None:

@@ -152,8 +152,8 @@ def test_fronts_that_cannot_be(tmp_path: Path) -> None:
 def test_a_budget_missed_at_this_moment_is_said(
     now: float, said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Costs and budgets are compared at one clock; a stopwatch may say something else, and then so do we."""
-    monkeypatch.setattr(job, "time_executable", lambda executable, threads: Measurement(now, now, 1, threads))
+    """Programs are timed beside uniform 8 bits; a stopwatch may say something else, and then so do we."""
+    monkeypatch.setattr(job, "time_executable", lambda executable, threads, limit: Measurement(now, now, 1, threads))
     result = compiled(tmp_path, latency="1s", measure=True)
     assert result.artifact.measurements()["now_ms"] == 1e3 * now
     assert len([text for text in result.warnings if "at this moment" in text]) == said

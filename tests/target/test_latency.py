@@ -73,6 +73,9 @@ class FakeTimer(Timer):
     def correction(self) -> float:
         return self.corrected
 
+    def look_at_clock(self) -> None:
+        """The pace stays."""
+
 
 def kept(timer: FakeTimer, latency: float | None) -> tuple[Planned, float | None, list[int]]:
     built: list[int] = []
@@ -110,6 +113,28 @@ def test_the_correction_spares_a_build() -> None:
     timer = FakeTimer(1.05, correction=1.05)
     planned, _, built = kept(timer, 1.0)
     assert (planned.bits["layer"], built, timer.drafts) == ((7, 7), [7], 1)
+
+
+def test_a_budget_is_kept_at_a_slower_clock() -> None:
+    timer = FakeTimer(1.0)
+    timer.pace = 1.08
+    planned, predicted, built = kept(timer, 1.0)
+    # Seven bits take 0.95 s at the clock of the costs and 1.026 s now; six take 0.9 and 0.972.
+    assert (planned.bits["layer"], built) == ((6, 6), [6])
+    assert predicted == pytest.approx(0.9 * 1.08)
+    with pytest.raises(InfeasibleError, match=r"takes 540 ms, measured; uniform w8a8 takes 1080 ms"):
+        kept(timer, 0.53)
+
+
+@pytest.mark.parametrize(("known", "now", "pace"), [(2e-6, 3e-6, 1.5), (2e-6, 1e-6, 1.0), (0.0, 1e-6, 1.0)])
+def test_the_pace_is_that_of_the_slower_clock(
+    known: float, now: float, pace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = FakeCompiler(costs=SimpleNamespace(clock=lambda: known))
+    timer = Timer(cast(Compiler, compiler))
+    monkeypatch.setattr("qcompile.latency.probe", lambda: now)
+    timer.look_at_clock()
+    assert timer.pace == pytest.approx(pace)
 
 
 def test_weights_rounded_to_nearest_need_no_draft() -> None:
