@@ -19,7 +19,7 @@ from targets._tvm.cpu import CpuBackend, Variant, depthwise_variant, direct_vari
 from targets._tvm.kernels import winograd
 from targets._tvm.kernels.winograd_form import F2, F4
 from targets._tvm.packing import WINOGRAD_OFFSET, winograd_transform
-from targets.x86_64 import conv_pairs, conv_tiles
+from targets.x86_64 import conv_pairs, conv_sums, conv_tiles
 from targets.x86_64.isa import Avx2, Avx2Saturating, Vnni
 from targets.x86_64.permission import request_permission
 
@@ -118,7 +118,7 @@ class X86Avx2(CpuBackend):
             ),
             winograd_variant("winograd-4", Avx2(), F4),
             winograd_variant("winograd-2", Avx2(), F2),
-            direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16),
+            direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16, conv_sums.emit),
             direct_variant("maddubs-split", Avx2Saturating(), emit=conv_pairs.emit),
             direct_variant("madd", Avx2()),
             depthwise_variant(Avx2()),

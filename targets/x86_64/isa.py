@@ -100,13 +100,16 @@ class Avx2Saturating(Avx2):
         return (w,)
 
     def dot4(self, acc: Expr, x: Operand, w: Operand) -> Expr:
-        pairs = llvm(
-            "llvm.x86.avx2.pmadd.ub.sw",
-            "int16x16",
-            reinterpret("int8x32", x[0]),
-            reinterpret("int8x32", w[0]),
-        )
-        return acc + _madd(reinterpret("int32x8", pairs), const(0x00010001, "int32x8"))
+        return acc + self.widened(self.pairs(x[0], w[0]))
+
+    def pairs(self, x: Expr, w: Expr) -> Expr:
+        """x₀·w₀ + x₁·w₁ of every two bytes, as int16x16."""
+        bytes_x, bytes_w = reinterpret("int8x32", x), reinterpret("int8x32", w)
+        return llvm("llvm.x86.avx2.pmadd.ub.sw", "int16x16", bytes_x, bytes_w)
+
+    def widened(self, pairs: Expr) -> Expr:
+        """The sums of every two int16, as int32x8."""
+        return _madd(reinterpret("int32x8", pairs), const(0x00010001, "int32x8"))
 
 
 def _madd(x: Expr, w: Expr) -> Expr:

@@ -16,6 +16,8 @@ from passes.lower.plan_memory import plan_program
 from qcompile.semantics import interp
 from targets._tvm.kernels import conv_direct, winograd
 from targets._tvm.kernels.winograd_form import F2, F4, Form
+from targets._tvm.packing import direct
+from targets.x86_64.conv_sums import longest_window
 
 
 def differing(name: str, cases: Cases, variant: str, inputs: Any, folder: Path) -> tuple[list[str], list[str]]:
@@ -169,4 +171,32 @@ def test_pairs_that_would_saturate(act: int, tmp_path: Path) -> None:
     inputs = np.stack([np.full((24, 7, 9), highest), rng.integers(0, highest + 1, (24, 7, 9))]).astype(np.uint8)
     used, wrong = differing("x86-avx2", cases, "maddubs-split", inputs, tmp_path)
     assert "maddubs-split" in used
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("channels", "kernel", "windows"), [(96, 1, (24, 12)), (8, 3, (18, 2))])
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_sums_of_16_bits_at_their_bound(
+    channels: int, kernel: int, windows: tuple[int, int], beyond: int, tmp_path: Path
+) -> None:
+    """First weights of all steps' pairs that add up to 2184, times 15 is 32,760; with one more fewer steps fit."""
+    count = channels // 2 * kernel**2
+    spread = np.full(count, 2184 // count)
+    spread[: 2184 % count + beyond] += 1
+    w = np.ones((24, channels, kernel, kernel), dtype=np.int8)
+    # Input channels 0 and 1 of every four are the first pair of a step.
+    first = np.arange(channels) % 4 < 2
+    w[:, first] = spread.reshape(kernel, kernel, -1).transpose(2, 0, 1)
+    w[8:16] *= -1
+    w[16:20, 1::2] *= -1
+    packed = direct(w, groups=1, lanes=8, merged=False)
+    assert longest_window(packed, 15) == windows[beyond]
+    assert longest_window(-packed, 15) == windows[beyond]
+    cases = extreme_case(w, channels, 5, 4, 1 << 16)
+    patterns = [first, ~first, np.arange(channels) % 2 == 0, np.ones(channels)]
+    rng = np.random.default_rng(0)
+    inputs = np.stack([np.broadcast_to(15 * p[:, None, None], (channels, 5, 5)) for p in patterns])
+    inputs = np.concatenate([inputs, rng.integers(0, 16, (2, channels, 5, 5))]).astype(np.uint8)
+    used, wrong = differing("x86-avx2", cases, "maddubs", inputs, tmp_path)
+    assert "maddubs" in used
     assert wrong == []

@@ -16,7 +16,7 @@ from tvm import tirx as tir
 from qcompile.ir import Array
 from targets._tvm.builder import Expr, broadcast, const, reinterpret, shuffle, vec
 from targets._tvm.context import Constant, Context, Emitted
-from targets._tvm.isa import input_offset
+from targets._tvm.isa import Operand, input_offset
 from targets._tvm.kernels.epilogue import Epilogue, per_channel, store
 from targets._tvm.kernels.pointwise import BY_ROWS, fill_halo
 from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
@@ -295,7 +295,10 @@ class DirectConv:
             four = reinterpret("int32", b.load(self.source.buffer, inputs + self._offset(tile, p), STEP))
             x = tuple(b.let(v) for v in isa.prepare_x(b.let(broadcast(four, self.lanes))))
             for g in range(tile.blocks):
-                b.store(accs[g][p], 0, isa.dot4(b.load(accs[g][p], 0), x, ws[g]))
+                b.store(accs[g][p], 0, self._dot(b.load(accs[g][p], 0), x, ws[g]))
+
+    def _dot(self, acc: Expr, x: Operand, w: Operand) -> Expr:
+        return self.isa.dot4(acc, x, w)
 
 
 def runs(values: list[int]) -> list[tuple[int, int]]:
