@@ -107,7 +107,7 @@ def compile(
         protect: regular expressions over layer names; these layers keep the widest bits.
         rounding: how weights become integers: `"gptq"` (the default), `"adaround"`, `"adaquant"`, `"discquant"` or
             `"nearest"`.
-        equalize: whether channels in front of depthwise convolutions are scaled to fill the grid they share.
+        equalize: whether channels are scaled between layers so that rounding costs less (equalize-layers).
         device: where kernels and artifacts are measured: `"local"`, or an address (see `qcompile.target.device`).
         costs: file of costs measured on a device of the target, used where nothing can be measured.
 

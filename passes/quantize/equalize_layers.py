@@ -1,55 +1,49 @@
-"""equalize-layers: every channel in front of a depthwise convolution fills the grid it shares with the others."""
+"""equalize-layers: channels scaled so that the layers that read them, and the grid they share, lose little."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
+import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from passes.analysis.calibrate_ranges import run_watched
-from passes.canonicalize.rewrite import real
+from passes.quantize.channels import Channels, Places, Real, blocks, channels_of, scaled
 from qcompile.errors import PassContractError
 from qcompile.exec.tensors import Tensor
-from qcompile.ir import WEIGHTED, Aspect, Graph, GraphBuilder, Node, rebuild
+from qcompile.ir import WEIGHTED, Aspect, Graph
 from qcompile.pm.base import ON_FLOAT, Batches, Levels, Nothing, Pass, PassContext, PassResult, Report
-
-Real = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A layer whose outputs only a depthwise convolution reads, through a clip or directly.
-
-    Attributes:
-        value: what the depthwise convolution reads.
-        highest: bound of the clip, infinite where there is none.
-    """
-
-    layer: Node
-    value: str
-    depthwise: Node
-    highest: float
 
 
 @dataclass(frozen=True)
 class EqualizeLayers(Pass):
-    """Scale channels so that each uses the whole range of its tensor (Nagel et al. 2019, section 4.1).
+    """Scale channels between layers (Nagel et al. 2019, section 4.1; Lin et al. 2023, section 3.2).
 
-    Before:  %a = conv2d(%x, w)    %r = clip(%a)    %d = depthwise(%r, v)
-    After:   %a = conv2d(%x, k·w)  %r = clip(%a)    %d = depthwise(%r, v / k)
+    Before:  %a = conv2d(%x, w)    %r = clip(%a)    %d = conv2d(%r, v)
+    After:   %a = conv2d(%x, k·w)  %r = clip(%a)    %d = conv2d(%r, v / k), k one factor for each channel
 
-    Scaling by k > 0 passes through a ReLU.  Weights have a scale for each channel on both sides, so all of it is gained
-    by the activations, which share one: k brings each channel's largest calibration value to that of all channels.  A
-    clip at 6 stays where it is, so no channel is scaled past it; above what it had on the calibration data it is then
-    clipped as the edge of a grid would clip it.  Behind a depthwise convolution, in front of a dense layer, the same
-    scaling would take from one channel's weights what it gives to its activations: nothing is done there.
+    A layer has a scale for every output channel, so k costs the layer in front nothing.  What it does behind depends on
+    what reads the channel:
+
+    *Only depthwise convolutions*, which have a scale for each channel here too: all can go to the activations, which
+    share a grid.  k brings each channel's largest calibration value to that of all channels.
+
+    *Layers that sum over channels*: the weights of one row share a scale, so a channel of small weights is lost beside
+    one of large ones, as is one of small activations in theirs.  With c the root mean square of a channel's weights,
+    rows first brought to one size, and r that of its activations, k = c^weights / r^activations.  Exponents 1 and 0
+    make all columns alike, 0 and 1 all activations.  What weights of few bits gain, activations of few bits pay.
+
+    What has to be scaled alike, a residual chain for example, is (`passes.quantize.channels`); there c and r are of all
+    its layers and values.  A clip at 6 stays where it is.  No channel is scaled past it; above what it had on the
+    calibration data it is then clipped as the edge of a grid would clip it; and a channel that reaches it keeps k = 1.
 
     Attributes:
-        most: largest factor.
+        most: largest factor, and one over the smallest.
+        weights: exponent of c.
+        activations: exponent of r.
     """
 
     name: ClassVar[str] = "equalize-layers"
@@ -59,78 +53,134 @@ class EqualizeLayers(Pass):
     needs = ("calibration",)
 
     most: float = 64.0
+    weights: float = 0.5
+    activations: float = 0.0
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         """Raises DataError where there are no samples."""
         if ctx.calibration is None:
             raise PassContractError("equalize-layers needs calibration samples")
-        pairs = find_pairs(graph)
-        if not pairs:
+        channels = channels_of(graph)
+        read = {node.inputs[0] for node in graph.nodes if node.op in WEIGHTED}
+        read = {value for value in read if channels.free[channels.sets[value]].any()}
+        if not read:
             return PassResult(graph)
-        largest = channel_maxima(graph, {pair.value for pair in pairs}, ctx.calibration)
-        factors = {pair.value: self._factors(largest[pair.value], pair.highest) for pair in pairs}
-        up = {pair.layer.name: factors[pair.value] for pair in pairs}
-        down = {pair.depthwise.name: factors[pair.value] for pair in pairs}
-        done = tuple(f"{pair.value}: channels by up to {factors[pair.value].max():.1f}" for pair in pairs)
+        sizes = channel_sizes(graph, read | channels.bounds.keys(), ctx.calibration)
+        room = np.full(len(channels.free), np.inf)
+        for value, bound in channels.bounds.items():
+            np.minimum.at(room, channels.sets[value], _ratio(bound, sizes[value].largest))
+        columns = column_sizes(graph, read)
+        summed = _members(channels, columns)
+        factors = self._filled(channels, {value: sizes[value] for value in read - columns.keys()}, room, summed)
+        squares = {value: sizes[value].square for value in columns}
+        self._balance(channels, columns, squares, room, factors)
+        changed = {value: factors[channels.sets[value]] for value in sorted(read)}
+        done = tuple(
+            f"{value}: channels by {k.min():.2f} to {k.max():.2f}" for value, k in changed.items() if (k != 1).any()
+        )
+        return PassResult(scaled(graph, channels, factors, self.name), Report(done)) if done else PassResult(graph)
 
-        def visit(b: GraphBuilder, node: Node, rename: Mapping[str, str]) -> str | None:
-            if node.name not in up and node.name not in down:
-                return None
-            consts = {role: real(graph, node, role) for role, _ in node.consts}
-            column = (-1,) + (1,) * (consts["w"].ndim - 1)
-            if node.name in down:
-                consts["w"] = consts["w"] / down[node.name].reshape(column)
-            if node.name in up:
-                own = up[node.name]
-                shapes = {role: own.reshape(column) if role == "w" else own for role in consts}
-                consts = {role: array * shapes[role] for role, array in consts.items()}
-            rounded = {role: array.astype(np.float32) for role, array in consts.items()}
-            inputs = [rename[value] for value in node.inputs]
-            return b.add(
-                node.op, inputs, name=node.name, consts=rounded, attrs=node.attrs, origin=(*node.origin, self.name)
-            )
+    def _filled(self, channels: Channels, sizes: Mapping[str, Sizes], room: Real, other: NDArray[np.bool_]) -> Real:
+        """k of every set, (S,), that fills the values whose sizes are given; 1 elsewhere and in `other` sets."""
+        found = np.full(len(room), np.inf)
+        for value, size in sizes.items():
+            np.minimum.at(found, channels.sets[value], _ratio(float(size.largest.max()), size.largest))
+        usable = channels.free & np.isfinite(found) & ~other
+        return np.where(usable, np.clip(np.minimum(found, room), 1.0, self.most), 1.0)
 
-        return PassResult(rebuild(graph, visit), Report(done))
-
-    def _factors(self, largest: Real, highest: float) -> Real:
-        """k of each channel, from its largest magnitude."""
-        whole = min(float(largest.max()), highest)
-        room = np.divide(whole, largest, out=np.ones_like(largest), where=largest > 0)
-        return np.clip(room, 1.0, self.most)
-
-
-def find_pairs(graph: Graph) -> list[Pair]:
-    """All pairs, in execution order."""
-    found = []
-    for node in graph.nodes:
-        if node.op not in WEIGHTED or (user := graph.sole_user(node.name)) is None:
-            continue
-        value, highest = node.name, math.inf
-        if user.op == "clip" and user.attrs.float("lo") in (0.0, -math.inf):
-            value, highest = user.name, user.attrs.float("hi")
-            user = graph.sole_user(value)
-        if user is not None and highest > 0 and _is_depthwise(graph, user) and user.inputs[0] == value:
-            found.append(Pair(node, value, user, highest))
-    return found
+    def _balance(
+        self, channels: Channels, columns: Mapping[str, Real], squares: Mapping[str, Real], room: Real, factors: Real
+    ) -> None:
+        """Set k, (S,) in `factors`, of what layers read that sum over channels: `columns`, `squares` by value, (C,)."""
+        c, r = (_mean(channels, of_values) for of_values in (columns, squares))
+        usable = channels.free & (c > 0) & (r > 0)
+        wanted = np.ones(len(usable))
+        wanted[usable] = c[usable] ** (self.weights / 2) * r[usable] ** (-self.activations / 2)
+        for together in coupled(channels, columns):
+            together = together[usable[together]]
+            at_bound = room[together] <= 1
+            moving, held = together[~at_bound], together[at_bound]
+            if len(moving):
+                # What is held wants 1; where nothing is, only the proportions matter.
+                unit = np.exp(np.log(wanted[held if len(held) else moving]).mean())
+                k = np.clip(wanted[moving] / unit, 1 / self.most, self.most)
+                if not len(held):
+                    k /= max(1.0, float((k / room[moving]).max()))
+                factors[moving] = np.minimum(k, room[moving])
 
 
-def _is_depthwise(graph: Graph, node: Node) -> bool:
-    """One group of one input channel for each output channel."""
-    if node.op != "conv2d":
-        return False
-    outputs, inputs = graph.const(node, "w").shape[:2]
-    return bool(inputs == 1 and outputs == node.attrs.int("groups") > 1)
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of each channel of a value, (C,), over all samples and positions.
+
+    Attributes:
+        largest: its largest magnitude.
+        square: its mean square.
+    """
+
+    largest: Real
+    square: Real
 
 
-def channel_maxima(graph: Graph, values: set[str], stream: Batches) -> dict[str, Real]:
-    """The largest magnitude of every channel of some values (N, C, H, W) over all samples, streamed."""
-    found: dict[str, Real] = {}
+def channel_sizes(graph: Graph, values: Set[str], stream: Batches) -> dict[str, Sizes]:
+    """Sizes of values (N, C, …), streamed; raises DataError where there are no samples."""
+    largest: dict[str, Real] = {}
+    total: dict[str, Real] = {}
+    elements: dict[str, int] = {}
 
     def watch(value: str, x: Tensor) -> Tensor:
         if value in values:
-            seen = x.detach().abs().amax(dim=(0, 2, 3)).double().numpy()
-            found[value] = np.maximum(found[value], seen) if value in found else seen
+            channels = x.detach().reshape(len(x), x.shape[1], -1)
+            seen = channels.abs().amax(dim=(0, 2)).double().numpy()
+            largest[value] = np.maximum(largest.get(value, 0.0), seen)
+            total[value] = total.get(value, 0.0) + channels.double().square().sum(dim=(0, 2)).numpy()
+            elements[value] = elements.get(value, 0) + channels.shape[0] * channels.shape[2]
         return x
 
     run_watched(graph, stream(), watch)
-    return found
+    return {value: Sizes(largest[value], total[value] / elements[value]) for value in largest}
+
+
+def column_sizes(graph: Graph, values: Set[str]) -> dict[str, Real]:
+    """Mean squares of the weights each channel of a value meets, (C,), all rows brought to one size; 1 on average.
+
+    Values that only depthwise convolutions read are left out: their rows hold one channel.
+    """
+    found: dict[str, list[Real]] = {}
+    for node in graph.nodes:
+        if node.op not in WEIGHTED or node.inputs[0] not in values or (w := blocks(graph, node)).shape[2] == 1:
+            continue
+        rows = np.square(w).mean(axis=(2, 3), keepdims=True)
+        shares = np.divide(np.square(w), rows, out=np.zeros_like(w), where=rows > 0).mean(axis=(1, 3)).reshape(-1)
+        found.setdefault(node.inputs[0], []).append(shares)
+    return {value: np.mean(shares, axis=0) for value, shares in found.items()}
+
+
+def coupled(channels: Channels, values: Iterable[str]) -> list[Places]:
+    """Groups of sets, in order: those that meet in a value, directly or over others."""
+    view: nx.Graph[int] = nx.Graph()
+    for value in values:
+        nx.add_path(view, channels.sets[value].tolist())
+    return [np.sort(np.fromiter(group, np.int64)) for group in nx.connected_components(view)]
+
+
+def _mean(channels: Channels, sizes: Mapping[str, Real]) -> Real:
+    """The mean over a set's channels, (S,); 0 for sets that are in none of the values."""
+    total, seen = np.zeros((2, len(channels.free)))
+    for value, size in sizes.items():
+        np.add.at(total, channels.sets[value], size)
+        np.add.at(seen, channels.sets[value], 1)
+    return np.divide(total, seen, out=total, where=seen > 0)
+
+
+def _members(channels: Channels, values: Iterable[str]) -> NDArray[np.bool_]:
+    """(S,), whether a set has a channel in one of the values."""
+    inside = np.zeros(len(channels.free), bool)
+    for value in values:
+        inside[channels.sets[value]] = True
+    return inside
+
+
+def _ratio(whole: float, largest: Real) -> Real:
+    """The factor that brings each channel to `whole`; infinite for those that are always 0."""
+    return np.divide(whole, largest, out=np.full_like(largest, np.inf), where=largest > 0)

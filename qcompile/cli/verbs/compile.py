@@ -70,8 +70,7 @@ def command(
         typer.Option(
             "--no-equalize",
             rich_help_panel=job.PLAN,
-            help="Leave channels in front of depthwise convolutions as they are; else each is scaled to fill the grid "
-            "they share.",
+            help="Leave channels between layers as they are; else they are scaled so that rounding costs less.",
         ),
     ] = False,
     bits: job.WeightBits = None,
