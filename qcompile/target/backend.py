@@ -88,7 +88,10 @@ class Backend(Protocol):
     """
 
     def fingerprint(self) -> str:
-        """Compiler version and a hash of the kernel generator's source: measurements of another one do not count."""
+        """Compiler version, instruction set and a hash of the kernel generator's source.
+
+        Measurements of another one do not count.
+        """
 
     def variants(self, kernel: Kernel, program: Program) -> tuple[str, ...]:
         """Implementations that are legal for this kernel and these weights (proved by ranges), preferred first."""

@@ -57,7 +57,8 @@ class CpuBackend:
         self._variants = {v.name: v for v in variants}
 
     def fingerprint(self) -> str:
-        return f"{build.compiler_version()}, generator {generator_hash()}"
+        # Kernels of one name are other code with other instructions.
+        return f"{build.compiler_version()}, {' '.join(self.options.values())}, generator {generator_hash()}"
 
     def variants(self, kernel: Kernel, program: Program) -> tuple[str, ...]:
         legal = [v.name for v in self._variants.values() if v.legal(Context(kernel, program, v.isa))]

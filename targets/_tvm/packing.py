@@ -148,6 +148,13 @@ def direct(w: Array, groups: int, lanes: int, merged: bool, step: int = STEP, sp
     return whole.transpose(0, 2, 3, 4, 5, 1, 6)
 
 
+def direct_half(w: Array, high: bool, **shape: Any) -> Array:
+    """`direct` of the lower or the upper half of weights: low + 16·high, −8 ≤ low ≤ 7, −8 ≤ high ≤ 8."""
+    whole = direct(w, **shape).astype(np.int16)
+    low = (whole + 8 & 15) - 8
+    return np.asarray((whole - low) // 16 if high else low, dtype=np.int8)
+
+
 def _split_pairs(w: Array, groups: int, lanes: int, merged: bool, most: int) -> tuple[Array, Array]:
     """`direct` as the sum of two: in the first the magnitudes of two neighbours of one sign add up to at most `most`.
 
@@ -305,6 +312,7 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         quads,
         segment_table,
         direct,
+        direct_half,
         pair_heads,
         pair_rests,
         pair_offsets,

@@ -120,6 +120,8 @@ class X86Avx2(CpuBackend):
             winograd_variant("winograd-2", Avx2(), F2),
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16, conv_sums.emit),
             direct_variant("maddubs-split", Avx2Saturating(), emit=conv_pairs.emit),
+            # Two sums for each accumulator of a tile.
+            direct_variant("maddubs-halves", Avx2Saturating(registers=8), emit=conv_sums.emit_halves),
             direct_variant("madd", Avx2()),
             depthwise_variant(Avx2()),
             generic_variant(Avx2()),

@@ -2,16 +2,18 @@
 
 Every step then takes two instructions for 32 multiply-adds instead of three, and widening to 32 bits comes once in a
 while: at 4 bits behind hundreds of products, at 4-bit weights and 8-bit inputs behind some dozens.
+
+Weights of 8 bits are multiplied in two halves of 4 bits, which is four instructions.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from qcompile.ir import Array, int_range
-from targets._tvm.builder import Expr, const, vec
+from targets._tvm.builder import Expr, const, reinterpret, vec
 from targets._tvm.context import Constant, Context, Emitted
 from targets._tvm.isa import Operand
 from targets._tvm.kernels.conv_direct import DirectConv
@@ -46,29 +48,39 @@ def longest_window(packed: Array, highest: int) -> int:
 class SumConv(DirectConv):
     """The generator; `ctx.isa` is `Avx2Saturating`.
 
+    An accumulator of the inner loops is one sum of 16 bits for each part of the weights.
+
     Attributes:
         window: steps that are added up in 16 bits.
+        parts: of the weights; number i counts 16^i times.
     """
 
     def _pack(self, merged: bool) -> Constant:
-        packed = super()._pack(merged)
-        self.window = longest_window(packed.array, int_range(self.ctx.layout(self.ctx.anchor.inputs[0]).dtype)[1])
-        return packed
+        return self._packed([super()._pack(merged)])
 
-    def _sums(self, tile: Tile) -> list[list[Expr]]:
-        """Zeros by block and pixel."""
+    def _packed(self, parts: list[Constant]) -> Constant:
+        highest = int_range(self.ctx.layout(self.ctx.anchor.inputs[0]).dtype)[1]
+        self.window = min(longest_window(part.array, highest) for part in parts)
+        self.parts = [self.ctx.constant(part) for part in parts[1:]]
+        return parts[0]
+
+    def _sums(self, tile: Tile) -> list[list[list[Expr]]]:
+        """Zeros by block, pixel and part."""
         narrow = vec("int16", 2 * self.lanes)
-        sums = [[self.b.local(narrow) for _ in range(tile.pixels)] for _ in range(tile.blocks)]
-        for each in (each for group in sums for each in group):
+        parts = range(1 + len(self.parts))
+        sums = [[[self.b.local(narrow) for _ in parts] for _ in range(tile.pixels)] for _ in range(tile.blocks)]
+        for each in (each for group in sums for pixel in group for each in pixel):
             self.b.store(each, 0, const(0, narrow))
         return sums
 
-    def _widen(self, accs: list[list[Expr]], sums: list[list[Expr]]) -> None:
+    def _widen(self, accs: list[list[Expr]], sums: list[list[list[Expr]]]) -> None:
         """Add the sums to the accumulators."""
-        isa, b = cast(Avx2Saturating, self.isa), self.b
+        isa, b, wide = cast(Avx2Saturating, self.isa), self.b, vec("int32", self.lanes)
         for group, narrow in zip(accs, sums, strict=True):
-            for acc, each in zip(group, narrow, strict=True):
-                b.store(acc, 0, b.load(acc, 0) + isa.widened(b.load(each, 0)))
+            for acc, pixel in zip(group, narrow, strict=True):
+                for i, each in enumerate(pixel):
+                    found = isa.widened(b.load(each, 0))
+                    b.store(acc, 0, b.load(acc, 0) + (found << const(4 * i, wide) if i else found))
 
     def _tile(self, tile: Tile, block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
         self._whole = self._sums(tile) if self.window > self.run_steps else None
@@ -85,7 +97,7 @@ class SumConv(DirectConv):
             self._steps(tile, sums, inputs + at * STEP, weights + at * (self.lanes * STEP), size)
             self._widen(accs, sums)
 
-    def _steps(self, tile: Tile, sums: list[list[Expr]], inputs: Expr, weights: Expr, count: int) -> None:
+    def _steps(self, tile: Tile, sums: list[list[list[Expr]]], inputs: Expr, weights: Expr, count: int) -> None:
         b, unroll = self.b, unroll_of(tile, count)
         with b.loop(self.ctx.opaque(count // unroll)) as d:
             w, x = b.let(weights + d * (unroll * self.lanes * STEP)), b.let(inputs + d * (unroll * STEP))
@@ -97,10 +109,28 @@ class SumConv(DirectConv):
             self._widen(accs, self._whole)
         super()._finish(tile, accs, block, row, col, exact)
 
-    def _dot(self, acc: Expr, x: Operand, w: Operand) -> Expr:
-        return acc + cast(Avx2Saturating, self.isa).pairs(x[0], w[0])
+    def _operand(self, index: Expr) -> Operand:
+        b, wide, size = self.b, vec("int32", self.lanes), self.lanes * STEP
+        return tuple(b.let(reinterpret(wide, b.load(part, index, size))) for part in (self.weights, *self.parts))
+
+    def _add(self, acc: Any, x: Operand, w: Operand) -> None:
+        for each, part in zip(acc, w, strict=True):
+            self.b.store(each, 0, self.b.load(each, 0) + cast(Avx2Saturating, self.isa).pairs(x[0], part))
+
+
+class HalfConv(SumConv):
+    """The same for weights of any size: their lower and upper four bits."""
+
+    def _pack(self, merged: bool) -> Constant:
+        weights, shape = self.ctx.anchor.const("w"), {"groups": self.groups, "lanes": self.lanes, "merged": merged}
+        return self._packed([self.ctx.pack("direct_half", weights, high=high, **shape) for high in (False, True)])
 
 
 def emit(ctx: Context) -> Emitted:
     """Generate the kernel of `ctx`, for which `conv_direct.is_legal` holds and two neighbouring products fit int16."""
     return SumConv(ctx).emit()
+
+
+def emit_halves(ctx: Context) -> Emitted:
+    """Generate the kernel of `ctx`, for which `conv_direct.is_legal` holds."""
+    return HalfConv(ctx).emit()

@@ -35,7 +35,8 @@ def differing(name: str, cases: Cases, variant: str, inputs: Any, folder: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"), [("x86-vnni", "vnni"), ("x86-avx2", "madd"), ("x86-avx2", "maddubs-split")]
+    ("name", "variant"),
+    [("x86-vnni", "vnni"), *(("x86-avx2", way) for way in ("madd", "maddubs-split", "maddubs-halves"))],
 )
 def test_weights_that_are_prefetched(name: str, variant: str, tmp_path: Path) -> None:
     """Remainders of rows and columns, fewer tiles than blocks, a single tile."""
@@ -152,8 +153,9 @@ def test_winograd_2_at_its_bound(name: str, variant: str, total: int, beyond: in
     assert wrong == []
 
 
+@pytest.mark.parametrize("variant", ["maddubs-split", "maddubs-halves"])
 @pytest.mark.parametrize("act", [8, 7])
-def test_pairs_that_would_saturate(act: int, tmp_path: Path) -> None:
+def test_pairs_that_would_saturate(act: int, variant: str, tmp_path: Path) -> None:
     """Pairs of weights at what `vpmaddubsw` holds and one beyond, of either sign; blocks without any, or with all."""
     cases, highest = Cases(), (1 << act) - 1
     most = 32767 // highest
@@ -169,8 +171,8 @@ def test_pairs_that_would_saturate(act: int, tmp_path: Path) -> None:
         y = cases.op("conv2d", x, consts={"w": w, "b": cases.bias(40)}, groups=1, pad_value=highest, **geometry)
         cases.show(cases.requant(y, reach=float(1 << 22)))
     inputs = np.stack([np.full((24, 7, 9), highest), rng.integers(0, highest + 1, (24, 7, 9))]).astype(np.uint8)
-    used, wrong = differing("x86-avx2", cases, "maddubs-split", inputs, tmp_path)
-    assert "maddubs-split" in used
+    used, wrong = differing("x86-avx2", cases, variant, inputs, tmp_path)
+    assert variant in used
     assert wrong == []
 
 

@@ -18,6 +18,7 @@ import pytest
 from passes.lower.choose_kernels import MARGIN, fastest
 from qcompile.errors import StorageError
 from qcompile.ir import BATCH, TensorType
+from qcompile.pm.registry import find_backend, find_target
 from qcompile.target.backend import Measurement
 from qcompile.target.bench import AT_A_TIME, measure_missing
 from qcompile.target.cost import CostCache, cache_directory, fingerprint, macs_of, roofline
@@ -68,6 +69,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from qcompile.ir import BATCH, TensorType
+from qcompile.pm.registry import find_backend, find_target
 from qcompile.target.backend import Measurement
 from qcompile.target.cost import CostCache
 from qcompile.target.program import Kernel, KernelWork, Layout, ProgramWork
@@ -236,3 +238,9 @@ def test_another_implementation_must_be_clearly_faster() -> None:
     assert fastest(offered, {"first": 1.0, "second": 0.9, "third": 0.8}) == "third"
     # What was not measured is not known to be slower.
     assert fastest(offered, {"second": 0.9, "third": 0.9}) == "first"
+
+
+def test_targets_share_no_measurements() -> None:
+    """Kernels of one name are other code on another target; AMX's plain kernels are too, for what else they may use."""
+    backends = [find_backend(find_target(name)) for name in ("x86-vnni", "x86-amx", "x86-avx2", "aarch64-neon", "c")]
+    assert len({backend.fingerprint() for backend in backends}) == len(backends)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx as tir
 
@@ -281,24 +282,26 @@ class DirectConv:
             value = self.epilogue.value(b.load(accs[g][p], 0), coords(p, g), self.lanes)
             store(self.ctx, coords(p, g), value, exact)
 
-    def _step(self, tile: Tile, accs: list[list[Expr]], inputs: Expr, weights: Expr) -> None:
+    def _step(self, tile: Tile, accs: list[list[Any]], inputs: Expr, weights: Expr) -> None:
         """One dot product of 4 bytes into every accumulator of the tile."""
-        b, isa, wide = self.b, self.isa, vec("int32", self.lanes)
-        stride = self.steps * self.lanes * STEP
+        b, isa, stride = self.b, self.isa, self.steps * self.lanes * STEP
         for ahead in self._ahead:
             b.prefetch(self.weights, weights + ahead)
-        ws = []
-        for g in range(tile.blocks):
-            loaded = b.load(self.weights, weights + g * stride, self.lanes * STEP)
-            ws.append(tuple(b.let(v) for v in isa.prepare_w(b.let(reinterpret(wide, loaded)))))
+        ws = [self._operand(weights + g * stride) for g in range(tile.blocks)]
         for p in range(tile.pixels):
             four = reinterpret("int32", b.load(self.source.buffer, inputs + self._offset(tile, p), STEP))
             x = tuple(b.let(v) for v in isa.prepare_x(b.let(broadcast(four, self.lanes))))
             for g in range(tile.blocks):
-                b.store(accs[g][p], 0, self._dot(b.load(accs[g][p], 0), x, ws[g]))
+                self._add(accs[g][p], x, ws[g])
 
-    def _dot(self, acc: Expr, x: Operand, w: Operand) -> Expr:
-        return self.isa.dot4(acc, x, w)
+    def _operand(self, index: Expr) -> Operand:
+        """One block's weights of a step."""
+        loaded = reinterpret(vec("int32", self.lanes), self.b.load(self.weights, index, self.lanes * STEP))
+        return tuple(self.b.let(v) for v in self.isa.prepare_w(self.b.let(loaded)))
+
+    def _add(self, acc: Any, x: Operand, w: Operand) -> None:
+        """Add a dot product to an accumulator."""
+        self.b.store(acc, 0, self.isa.dot4(self.b.load(acc, 0), x, w))
 
 
 def runs(values: list[int]) -> list[tuple[int, int]]:
