@@ -113,7 +113,7 @@ class SumConv(DirectConv):
         b, wide, size = self.b, vec("int32", self.lanes), self.lanes * STEP
         return tuple(b.let(reinterpret(wide, b.load(part, index, size))) for part in (self.weights, *self.parts))
 
-    def _add(self, acc: Any, x: Operand, w: Operand) -> None:
+    def _dot(self, acc: Any, x: Operand, w: Operand) -> None:
         for each, part in zip(acc, w, strict=True):
             self.b.store(each, 0, self.b.load(each, 0) + cast(Avx2Saturating, self.isa).pairs(x[0], part))
 

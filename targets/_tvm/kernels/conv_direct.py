@@ -292,14 +292,14 @@ class DirectConv:
             four = reinterpret("int32", b.load(self.source.buffer, inputs + self._offset(tile, p), STEP))
             x = tuple(b.let(v) for v in isa.prepare_x(b.let(broadcast(four, self.lanes))))
             for g in range(tile.blocks):
-                self._add(accs[g][p], x, ws[g])
+                self._dot(accs[g][p], x, ws[g])
 
     def _operand(self, index: Expr) -> Operand:
         """One block's weights of a step."""
         loaded = reinterpret(vec("int32", self.lanes), self.b.load(self.weights, index, self.lanes * STEP))
         return tuple(self.b.let(v) for v in self.isa.prepare_w(self.b.let(loaded)))
 
-    def _add(self, acc: Any, x: Operand, w: Operand) -> None:
+    def _dot(self, acc: Any, x: Operand, w: Operand) -> None:
         """Add a dot product to an accumulator."""
         self.b.store(acc, 0, self.isa.dot4(self.b.load(acc, 0), x, w))
 
