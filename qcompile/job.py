@@ -181,7 +181,9 @@ class Job:
                 planned, program, predicted = self._keep_budgets(timer, build, staged, destination)
             else:
                 planned = compiler.uniform(uniform) if uniform else compiler.from_file(self.plan or Path())
-                program = timer.settled(compiler.lower())
+                with self.stage("round"):
+                    program = compiler.lower()
+                program = timer.settled(program)
                 predicted = compiler.program_seconds(program)
                 build(planned, program, predicted)
                 predicted = None if predicted is None else predicted * timer.correction()

@@ -49,7 +49,7 @@ class Timer:
 
     Args:
         compiler: whose network and target it is; its calibration is done.
-        stage: opened with a name around each build and each measurement.
+        stage: opened with a name around everything that takes a while.
         moved: how often the yardstick was found to be quicker than was known: all seconds before were too many.
         pace: what a second of the cost cache takes at the clock of this moment, at least 1.
     """
@@ -205,7 +205,8 @@ class Timer:
             )
             whole.target, whole.graph = compiler.whole_target, compiler.graph
             whole.uniform(UNIFORM)
-            self._lowered.append(whole.lower())
+            with self.stage("round"):
+                self._lowered.append(whole.lower())
         return self._lowered[0]
 
     def correction(self) -> float:
@@ -301,7 +302,8 @@ class _Search:
         if self.kept is not None and self.best < float("inf"):
             return self._again()
         try:
-            return compiler.solve(self.budgets, self.scale)
+            with self.timer.stage("solve"):
+                return compiler.solve(self.budgets, self.scale)
         except InfeasibleError as error:
             if self.kept is not None:
                 return self._again()
@@ -312,7 +314,8 @@ class _Search:
                 raise
             self.fastest = True
             log.info("no plan is predicted to keep the budget: the fastest one is measured")
-            return compiler.solve(replace(self.budgets, latency=least * (1 + 1e-6)), self.scale)
+            with self.timer.stage("solve"):
+                return compiler.solve(replace(self.budgets, latency=least * (1 + 1e-6)), self.scale)
 
     def _again(self) -> Planned:
         """The plan that was kept; the compiler plans with it again."""
@@ -325,7 +328,9 @@ class _Search:
         compiler, limit = self.timer.compiler, self.budgets.latency
         if limit is None or compiler.rounding == "nearest" or (self.kept is not None and plan.bits == self.kept.bits):
             return None
-        measured = self.timer.seconds(self.timer.settled(compiler.lower("nearest")), limit / self.timer.pace)
+        with self.timer.stage("round"):
+            program = compiler.lower("nearest")
+        measured = self.timer.seconds(self.timer.settled(program), limit / self.timer.pace)
         return None if measured is None else measured * self.timer.pace
 
     def _roomy(self, measured: float) -> bool:
@@ -338,7 +343,9 @@ class _Search:
     ) -> tuple[tuple[Planned, Program, float | None] | None, float | None]:
         """Round, build and measure: the result where the budget is kept, else None; and the measured seconds."""
         limit = self.budgets.latency
-        program = self.timer.settled(self.timer.compiler.lower())
+        with self.timer.stage("round"):
+            program = self.timer.compiler.lower()
+        program = self.timer.settled(program)
         # The record holds the cost table's sum: the correction comes from measurements, which differ.
         measured = self.build(plan, program, raw)
         measured = None if measured is None else measured * self.timer.pace
