@@ -20,10 +20,9 @@ from targets._tvm.kernels import winograd
 from targets._tvm.kernels.winograd_form import F2, F4
 from targets._tvm.packing import WINOGRAD_OFFSET, winograd_transform
 from targets.x86_64 import conv_pairs, conv_sums, conv_tiles
-from targets.x86_64.isa import Avx2, Avx2Saturating, Vnni
+from targets.x86_64.isa import INT16_MAX, Avx2, Avx2Saturating, Vnni
 from targets.x86_64.permission import request_permission
 
-_INT16_MAX = 32767
 _TRIPLE = "x86_64-unknown-linux-gnu"
 
 AMX = Vnni(parallel_operations=1 << 23)
@@ -34,7 +33,7 @@ def pairs_fit_int16(ctx: Context) -> bool:
     """Whether two neighbouring products of these weights always fit int16: `vpmaddubsw` is then exact."""
     node = ctx.anchor
     _, highest = int_range(ctx.layout(node.inputs[0]).dtype)
-    return 2 * highest * int(np.abs(ctx.const(node, "w").astype(np.int32)).max()) <= _INT16_MAX
+    return 2 * highest * int(np.abs(ctx.const(node, "w").astype(np.int32)).max()) <= INT16_MAX
 
 
 def transformed_pairs_fit_int16(ctx: Context) -> bool:
@@ -43,7 +42,7 @@ def transformed_pairs_fit_int16(ctx: Context) -> bool:
         return False
     _, highest = int_range(ctx.layout(ctx.anchor.inputs[0]).dtype)
     largest = int(np.abs(winograd_transform(ctx.const(ctx.anchor, "w"), F2.m)).max())
-    return 2 * max(4 * highest, WINOGRAD_OFFSET + 2 * highest) * largest <= _INT16_MAX
+    return 2 * max(4 * highest, WINOGRAD_OFFSET + 2 * highest) * largest <= INT16_MAX
 
 
 class X86Vnni(CpuBackend):

@@ -16,8 +16,7 @@ from targets._tvm.context import Constant, Context, Emitted
 from targets._tvm.kernels.conv_direct import DirectConv
 from targets._tvm.kernels.tiling import Tile
 from targets._tvm.packing import STEP
-
-_INT16_MAX = 32767
+from targets.x86_64.isa import INT16_MAX
 
 
 class PairConv(DirectConv):
@@ -27,7 +26,7 @@ class PairConv(DirectConv):
         ctx, weights = self.ctx, self.ctx.anchor.const("w")
         highest = int_range(ctx.layout(ctx.anchor.inputs[0]).dtype)[1]
         shape: dict[str, Any] = {"groups": self.groups, "lanes": self.lanes, "merged": merged}
-        shape["most"] = _INT16_MAX // highest
+        shape["most"] = INT16_MAX // highest
         strides = [self.dilation[0] * self.row, self.dilation[1] * self.pixel]
         self.rests = ctx.constant(ctx.pack("pair_rests", weights, **shape))
         self.offsets = ctx.constant(ctx.pack("pair_offsets", weights, **shape, strides=strides))

@@ -17,11 +17,9 @@ from targets._tvm.builder import Expr, const, reinterpret, vec
 from targets._tvm.context import Constant, Context, Emitted
 from targets._tvm.isa import Operand
 from targets._tvm.kernels.conv_direct import DirectConv
-from targets._tvm.kernels.tiling import Tile, unroll_of
+from targets._tvm.kernels.tiling import Tile
 from targets._tvm.packing import STEP
-from targets.x86_64.isa import Avx2Saturating
-
-_INT16_MAX = 32767
+from targets.x86_64.isa import INT16_MAX, Avx2Saturating
 
 
 def longest_window(packed: Array, highest: int) -> int:
@@ -36,12 +34,12 @@ def longest_window(packed: Array, highest: int) -> int:
     pairs = packed.astype(np.int64).reshape(*packed.shape[:4], -1, 2)
     reach = highest * np.stack([np.maximum(pairs, 0).sum(axis=-1), np.maximum(-pairs, 0).sum(axis=-1)])
     blocks, steps = reach.shape[1], reach.shape[4]
-    if reach.reshape(2, blocks, -1, reach.shape[5]).sum(axis=2).max() <= _INT16_MAX:
+    if reach.reshape(2, blocks, -1, reach.shape[5]).sum(axis=2).max() <= INT16_MAX:
         return reach[0, 0, ..., 0].size
     fitting = [1]
     for size in (n for n in range(2, steps + 1) if steps % n == 0):
         sums = reach.reshape(*reach.shape[:4], steps // size, size, -1).sum(axis=5)
-        fitting += [size] if sums.max() <= _INT16_MAX else []
+        fitting += [size] if sums.max() <= INT16_MAX else []
     return max(fitting)
 
 
@@ -96,13 +94,6 @@ class SumConv(DirectConv):
             at = self.b.let(i * size)
             self._steps(tile, sums, inputs + at * STEP, weights + at * (self.lanes * STEP), size)
             self._widen(accs, sums)
-
-    def _steps(self, tile: Tile, sums: list[list[list[Expr]]], inputs: Expr, weights: Expr, count: int) -> None:
-        b, unroll = self.b, unroll_of(tile, count)
-        with b.loop(self.ctx.opaque(count // unroll)) as d:
-            w, x = b.let(weights + d * (unroll * self.lanes * STEP)), b.let(inputs + d * (unroll * STEP))
-            for u in range(unroll):
-                self._step(tile, sums, x + u * STEP, w + u * self.lanes * STEP)
 
     def _finish(self, tile: Tile, accs: list[list[Expr]], block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
         if self._whole is not None:

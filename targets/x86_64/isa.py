@@ -9,6 +9,9 @@ from tvm import tirx as tir
 from targets._tvm.builder import Expr, const, llvm, reinterpret
 from targets._tvm.isa import Operand
 
+INT16_MAX = 32767
+"""The largest sum of two products that `vpmaddubsw` holds; it saturates beyond."""
+
 
 @dataclass(frozen=True, slots=True)
 class Vnni:

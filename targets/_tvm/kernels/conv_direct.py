@@ -255,8 +255,12 @@ class DirectConv:
 
     def _run(self, tile: Tile, accs: list[list[Expr]], inputs: Expr, weights: Expr) -> None:
         """All steps of one run of bytes."""
-        b, unroll = self.b, unroll_of(tile, self.run_steps)
-        with b.loop(self.ctx.opaque(self.run_steps // unroll)) as d:
+        self._steps(tile, accs, inputs, weights, self.run_steps)
+
+    def _steps(self, tile: Tile, accs: list[list[Any]], inputs: Expr, weights: Expr, count: int) -> None:
+        """So many consecutive steps."""
+        b, unroll = self.b, unroll_of(tile, count)
+        with b.loop(self.ctx.opaque(count // unroll)) as d:
             w = b.let(weights + d * (unroll * self.lanes * STEP))
             x = b.let(inputs + d * (unroll * STEP))
             for u in range(unroll):
