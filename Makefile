@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml tests/curvlinops.txt
 	@touch $@
 
 demo: $(STAMP)  ## compile, verify, evaluate and time the two digit networks
-	@mkdir -p $(DEMO)
+	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(QC) $(RESNET)/digits_resnet.onnx --target cpu --memory 28KiB \
 	  --calib $(RESNET)/calib.npz --eval $(RESNET)/eval.npz -o $(DEMO)/digits_resnet.qc
 	$(QC) explain $(DEMO)/digits_resnet.qc
