@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -203,3 +205,16 @@ def hawq_tables(data: dict[str, Any], kind: str) -> tuple[ilp.Table, ilp.Table]:
         loss[f"l{i}"] = {(4, 4): trace * data["dw2_int4"][i], (8, 8): trace * data["dw2_int8"][i]}
         cost[f"l{i}"] = {(4, 4): small, (8, 8): large}
     return exact(loss), exact(cost)
+
+
+def test_solving_prints_nothing() -> None:
+    """Not even from C: standard output belongs to `--json`."""
+    solve = (
+        "from fractions import Fraction\n"
+        "from passes.plan.ilp import Problem, minimise\n"
+        "menu = ((4, 8), (8, 8))\n"
+        "costs = {'a': dict(zip(menu, (Fraction(1), Fraction(2))))}\n"
+        "assert minimise(Problem({'a': menu}), costs).plan == {'a': (4, 8)}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", solve], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
