@@ -7,13 +7,26 @@ with R output channels and K weights per channel; a dense layer has G = 1, a dep
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
+from qcompile.exec.linear import cholesky, solve_positive
+
+Float = NDArray[np.floating[Any]]
 
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean (Frantar et al. 2022)."""
+
+SINGLE_FROM = 1024
+"""Columns from which everything runs in single precision, in half the time: H stays well within what it resolves, as it
+is damped, and only integers that were as good either way come out differently."""
+
+_ROUNDS, _SINGLE_SWEEPS = 2, 2
+"""Times that integers and scales take turns.  Layers of many columns have one, of so many sweeps at most: GPTQ has most
+of what there is to gain, the first sweeps 2 % of the error, all others together less than 1 %."""
 
 _BLOCK, _INNER = 128, 16
 """Columns rounded between two updates of all columns behind them, and of those in the same block."""
@@ -22,17 +35,25 @@ _ROWS = 1024
 """Rows looked at together: what they need at a time stays in the caches, and memory does not grow with their number."""
 
 
+def working(x: Float) -> Float:
+    """An array (…, K) in the precision that rounding of K columns runs in."""
+    return x.astype(np.float32 if x.shape[-1] >= SINGLE_FROM else np.float64, copy=False)
+
+
 def damped(h: Float, share: float = DAMPING) -> Float:
     """H + share · mean(diag H) · 1, positive definite; (G, K, K)."""
-    size = h.shape[-1]
-    mean = np.trace(h, axis1=-2, axis2=-1) / size
-    return np.asarray(h + np.maximum(share * mean, 1e-12)[:, None, None] * np.eye(size))
+    return _with_diagonal(h.copy(), np.diagonal(h, axis1=1, axis2=2), share)
 
 
 def shrunk(h: Float, share: float) -> Float:
     """H with the off-diagonal elements shrunk by `share`, damped; at 1 the columns count as independent."""
-    own = np.eye(h.shape[-1], dtype=bool)
-    return damped(np.where(own, h, (1 - share) * h))
+    return _with_diagonal(np.multiply(h, h.dtype.type(1 - share)), np.diagonal(h, axis1=1, axis2=2), DAMPING)
+
+
+def _with_diagonal(h: Float, diagonal: Float, share: float) -> Float:
+    own = np.arange(h.shape[-1])
+    h[:, own, own] = diagonal + np.maximum(share * diagonal.mean(axis=1, keepdims=True), 1e-12)
+    return h
 
 
 def follow(w: Float, xx: Float, tx: Float, damping: float) -> Float:
@@ -52,7 +73,7 @@ def follow(w: Float, xx: Float, tx: Float, damping: float) -> Float:
     """
     if damping == np.inf:
         return w
-    return np.asarray(w + np.linalg.solve(damped(xx, damping), tx.swapaxes(1, 2)).swapaxes(1, 2))
+    return np.asarray(w + solve_positive(damped(xx, damping), tx.swapaxes(1, 2)).swapaxes(1, 2))
 
 
 def quadratic_error(q: Float, scale: Float, w: Float, h: Float) -> Float:
@@ -61,34 +82,48 @@ def quadratic_error(q: Float, scale: Float, w: Float, h: Float) -> Float:
     return np.asarray(((e @ h) * e).sum(axis=-1))
 
 
-def inverse_factor(h: Float) -> Float:
-    """U upper triangular with H⁻¹ = Uᵀ U, (G, K, K): row j tells how an error in column j spreads over those behind it.
+@dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """H as H = M D Mᵀ in the order in which columns are rounded, that of falling diag H.
 
-    The Cholesky factor of H with rows and columns reversed is the inverse of U reversed, so H itself is never inverted.
+    With e the errors q·s − w in that order, e H eᵀ is the sum over columns j of D_j (e_j + Σ_{i<j} e_i M_ij)²: each
+    column can make up for all that come before it.  That is what GPTQ's inverse Cholesky factor says as well (it is
+    the inverse of this one, Chen et al. 2025), but H need not be inverted for it.
+
+    Attributes:
+        order: (G, K).
+        spread: M, unit upper triangular, (G, K, K).
+        pivots: D, (G, K).
     """
-    lower: Float = np.linalg.cholesky(h[:, ::-1, ::-1]).astype(np.float64, copy=False)
-    return _inverted(lower[:, ::-1, ::-1])
+
+    order: NDArray[np.int64]
+    spread: Float
+    pivots: Float
+
+    def columns(self, w: Float) -> Float:
+        """Rows (G, R, K) as columns in this order, (G, K, R)."""
+        return np.stack([rows.T[own] for rows, own in zip(w, self.order, strict=True)])
+
+    def rows(self, columns: NDArray[Any]) -> Float:
+        """Columns in this order, (G, K, R), as rows (G, R, K)."""
+        found = np.empty((len(columns), columns.shape[2], columns.shape[1]), self.spread.dtype)
+        for rows, own, order in zip(found, columns, self.order, strict=True):
+            rows[:, order] = own.T
+        return found
 
 
-def _inverted(upper: Float) -> Float:
-    """The inverse of upper triangular matrices, by halves: a third of the work of a general one, all of it products."""
-    size = upper.shape[-1]
-    if size <= _BLOCK:
-        return np.triu(np.linalg.inv(upper))
-    half = size // 2
-    found = np.zeros_like(upper)
-    found[:, :half, :half] = _inverted(upper[:, :half, :half])
-    found[:, half:, half:] = _inverted(upper[:, half:, half:])
-    found[:, :half, half:] = -(found[:, :half, :half] @ upper[:, :half, half:]) @ found[:, half:, half:]
-    return found
+def factorised(h: Float) -> Factor:
+    """H, positive definite (G, K, K), ready for rounding."""
+    order = np.argsort(-np.diagonal(h, axis1=1, axis2=2), axis=1, kind="stable")
+    # The factor of H with its rows and columns reversed, reversed, is upper triangular.
+    reverse = order[:, ::-1]
+    lower = cholesky(np.stack([own[np.ix_(back, back)] for own, back in zip(h, reverse, strict=True)]))
+    roots = np.diagonal(lower, axis1=1, axis2=2)
+    spread = np.ascontiguousarray((lower / roots[:, None, :])[:, ::-1, ::-1])
+    return Factor(order, spread, np.square(roots[:, ::-1]))
 
 
 def gptq(w: Float, h: Float, scale: Float, top: int | Float) -> Float:
-    """The integers of `gptq_errors`."""
-    return gptq_errors(w, h, scale, top)[0]
-
-
-def gptq_errors(w: Float, h: Float, scale: Float, top: int | Float) -> tuple[Float, Float]:
     """Round column by column, each time moving the rest to where it compensates best.
 
     Source: Frantar et al. 2022 (OPTQ), with the columns in the order of falling diag H.
@@ -100,80 +135,126 @@ def gptq_errors(w: Float, h: Float, scale: Float, top: int | Float) -> tuple[Flo
         top: largest integer; one for all, or (G, R).
 
     Returns:
-        Integers as float64, (G, R, K), and `quadratic_error` of each row, (G, R): with e the errors of the columns when
-        they were rounded, q·s − w = −e U, so it is the sum of their squares.
+        Integers as floats, (G, R, K).
     """
-    order = np.argsort(-np.diagonal(h, axis1=1, axis2=2), axis=1, kind="stable")
-    back = np.argsort(order, axis=1, kind="stable")
-    upper = inverse_factor(_permuted(_permuted(h, order).swapaxes(1, 2), order))
-    tops = np.broadcast_to(np.asarray(top, np.float64), scale.shape)
-    q, error = np.empty(w.shape), np.empty(w.shape[:2])
-    for start in range(0, w.shape[1], _ROWS):
-        rows = slice(start, start + _ROWS)
-        columns = _permuted(w[:, rows], order).swapaxes(1, 2)
-        found, error[:, rows] = _rounded(np.array(columns, order="C"), upper, scale[:, rows], tops[:, rows])
-        q[:, rows] = _permuted(found.swapaxes(1, 2), back)
+    factor = factorised(h)
+    return factor.rows(round_columns(w, factor, scale, top)[0])
+
+
+def round_columns(w: Float, factor: Factor, scale: Float, top: int | Float) -> tuple[NDArray[Any], Float]:
+    """GPTQ for many scales of each channel: N = n·R roundings, number i of channel i mod R.
+
+    Args:
+        w: real weights (G, R, K).
+        scale: (G, N).
+        top: largest integer; one for all, or (G, N).
+
+    Returns:
+        Integers, int8, as columns in the factor's order, (G, K, N), and `quadratic_error` of each rounding, (G, N).
+    """
+    columns = factor.columns(w)
+    tops = np.broadcast_to(np.asarray(top, columns.dtype), scale.shape)
+    q: NDArray[Any] = np.empty((*columns.shape[:2], scale.shape[1]), np.int8)
+    error = np.empty(scale.shape, columns.dtype)
+    for start in range(0, scale.shape[1], _ROWS):
+        part = slice(start, min(start + _ROWS, scale.shape[1]))
+        aim = columns[:, :, np.arange(part.start, part.stop) % w.shape[1]]
+        q[:, :, part], error[:, part] = _rounded(aim, factor, scale[:, part].astype(w.dtype), tops[:, part])
     return q, error
 
 
-def _permuted(x: Float, order: NDArray[np.int64]) -> Float:
-    """The columns (last axis) of each group in an order of its own, (G, K)."""
-    return np.stack([group.take(own, axis=1) for group, own in zip(x, order, strict=True)])
-
-
-def _rounded(w: Float, upper: Float, scale: Float, top: Float) -> tuple[Float, Float]:
-    """Integers of the columns (G, K, R) in this order, and the errors of the rows; `w` is overwritten."""
-    groups, columns, rows = w.shape
-    q, total = np.empty_like(w), np.zeros((groups, rows))
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
-        errors = np.empty((groups, stop - start, rows))
+def _rounded(aim: Float, factor: Factor, scale: Float, top: Float) -> tuple[Float, Float]:
+    """Integers of the columns (G, K, N) in the factor's order, and the errors of the roundings, (G, N)."""
+    groups, size, _ = aim.shape
+    # What each column should be, to make up for the ones before it.
+    wanted = aim.copy()
+    q, total = np.empty_like(aim), np.zeros((groups, aim.shape[2]), aim.dtype)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        errors = np.empty((groups, stop - start, aim.shape[2]), aim.dtype)
         for first in range(start, stop, _INNER):
             last = min(first + _INNER, stop)
             for j in range(first, last):
-                q[:, j] = np.clip(np.rint(w[:, j] / scale), -top, top)
-                error = (w[:, j] - q[:, j] * scale) / upper[:, j, j, None]
-                w[:, j + 1 : last] -= upper[:, j, j + 1 : last, None] * error[:, None]
-                errors[:, j - start] = error
-            spread = upper[:, first:last, last:stop].swapaxes(1, 2)
-            w[:, last:stop] -= spread @ errors[:, first - start : last - start]
-        total += np.square(errors).sum(axis=1)
-        w[:, stop:] -= upper[:, start:stop, stop:].swapaxes(1, 2) @ errors
+                q[:, j] = np.clip(np.rint(wanted[:, j] / scale), -top, top)
+                error = errors[:, j - start]
+                np.subtract(q[:, j] * scale, aim[:, j], out=error)
+                if j + 1 < last:
+                    wanted[:, j + 1 : last] -= factor.spread[:, j, j + 1 : last, None] * error[:, None]
+            spread = factor.spread[:, first:last, last:stop].swapaxes(1, 2)
+            wanted[:, last:stop] -= spread @ errors[:, first - start : last - start]
+        missed = q[:, start:stop] * scale[:, None] - wanted[:, start:stop]
+        total += (factor.pivots[:, start:stop, None] * np.square(missed)).sum(axis=1)
+        wanted[:, stop:] -= factor.spread[:, start:stop, stop:].swapaxes(1, 2) @ errors
     return q, total
 
 
-def descend(q: Float, scale: Float, w: Float, h: Float, top: int | Float, sweeps: int) -> Float:
+class Limits(Protocol):
+    """Bounds of integers that move one at a time."""
+
+    def of(self, column: int, rows: NDArray[np.int64], q: Float) -> tuple[Any, Any]:
+        """Smallest and largest value, broadcastable to (G, n), of a column's integers in these rows, now q (G, n)."""
+
+    def moved(self, column: int, rows: NDArray[np.int64], step: Float) -> None:
+        """They have changed by `step`, (G, n)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Box:
+    """All integers up to the same, in each row; `top` (G, R)."""
+
+    top: Float
+
+    def of(self, column: int, rows: NDArray[np.int64], q: Float) -> tuple[Any, Any]:
+        limit = self.top[:, rows]
+        return -limit, limit
+
+    def moved(self, column: int, rows: NDArray[np.int64], step: Float) -> None:
+        """Nothing depends on it."""
+
+
+def descend(q: Float, scale: Float, w: Float, h: Float, limits: Limits, sweeps: int) -> Float:
     """Coordinate descent from q: each integer in turn takes its best value, all others fixed; never worse.
 
     Rows that a sweep leaves as they are, in all groups, are finished.
+
+    Args:
+        q: (G, R, K), within the limits.
+        scale: (G, R).
+        w: (G, R, K).
+        h: positive definite (G, K, K).
     """
-    found = np.array(q)
-    tops = np.broadcast_to(np.asarray(top, np.float64), scale.shape)
+    found = np.array(q, w.dtype)
     for start in range(0, q.shape[1], _ROWS):
-        rows = slice(start, start + _ROWS)
-        found[:, rows] = _descended(q[:, rows], scale[:, rows], w[:, rows], h, tops[:, rows], sweeps)
+        rows = np.arange(start, min(start + _ROWS, q.shape[1]))
+        part = slice(start, start + _ROWS)
+        found[:, part] = _descended(found[:, part], scale[:, part], w[:, part], h, limits, rows, sweeps)
     return found
 
 
-def _descended(q: Float, scale: Float, w: Float, h: Float, top: Float, sweeps: int) -> Float:
+def _descended(
+    q: Float, scale: Float, w: Float, h: Float, limits: Limits, rows: NDArray[np.int64], sweeps: int
+) -> Float:
     q, target = np.array(q.swapaxes(1, 2), order="C"), np.array(w.swapaxes(1, 2), order="C")
     steep = np.diagonal(h, axis1=1, axis2=2)[..., None]
     live, columns = np.arange(q.shape[2]), q.shape[1]
     for _ in range(sweeps):
         moved = np.zeros(len(live), bool)
-        own, limit, integers, aim = scale[:, live], top[:, live], q[..., live], target[..., live]
+        own, integers, aim, names = scale[:, live], q[..., live], target[..., live], rows[live]
         left = integers * own[:, None] - aim
         for start in range(0, columns, _BLOCK):
             stop = min(start + _BLOCK, columns)
             slope = h[:, start:stop] @ left
             for first in range(start, stop, _INNER):
                 last = min(first + _INNER, stop)
-                changes = np.empty((len(q), last - first, len(live)))
+                changes = np.empty((len(q), last - first, len(live)), q.dtype)
                 for j in range(first, last):
-                    best = np.clip(np.rint(integers[:, j] - slope[:, j - start] / (steep[:, j] * own)), -limit, limit)
-                    changes[:, j - first] = (best - integers[:, j]) * own
+                    now = integers[:, j]
+                    best = np.clip(np.rint(now - slope[:, j - start] / (steep[:, j] * own)), *limits.of(j, names, now))
+                    step = best - now
+                    changes[:, j - first] = step * own
                     slope[:, j + 1 - start : last - start] += h[:, j + 1 : last, j, None] * changes[:, None, j - first]
                     integers[:, j] = best
+                    limits.moved(j, names, step)
                 slope[:, last - start :] += h[:, last:stop, first:last] @ changes
                 moved |= changes.any(axis=(0, 1))
             left[:, start:stop] = integers[:, start:stop] * own[:, None] - aim[:, start:stop]
@@ -204,22 +285,43 @@ def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tu
         sweeps: of the descent.
 
     Returns:
-        q (G, R, K) as float64, scale (G, R).
+        q (G, R, K) as floats, scale (G, R).
     """
+    w, h = working(w), working(h)
     top = (1 << (bits - 1)) - 1
-    groups, rows, columns = w.shape
     largest = np.abs(w).max(axis=2)
     base = np.where(largest > 0, largest, top) / top
-    scales = (base[:, None] * shrink[None, :, None]).reshape(groups, -1)
-    stacked = np.broadcast_to(w[:, None], (groups, len(shrink), rows, columns)).reshape(groups, -1, columns)
-    q, error = gptq_errors(stacked, h, scales, top)
-    best = error.reshape(groups, len(shrink), rows).argmin(axis=1)
-    q = np.take_along_axis(q.reshape(groups, len(shrink), rows, columns), best[:, None, :, None], 1)[:, 0]
-    scale = np.take_along_axis(scales.reshape(groups, len(shrink), rows), best[:, None], 1)[:, 0]
-    for _ in range(2 if sweeps else 0):
-        q = descend(q, scale, w, h, top, sweeps)
+    q, scale = best_of(w, factorised(h), base[:, None] * shrink.astype(w.dtype)[:, None], top)
+    many = w.shape[2] >= SINGLE_FROM
+    for _ in range((1 if many else _ROUNDS) if sweeps else 0):
+        limits = Box(np.full(scale.shape, top))
+        q = descend(q, scale, w, h, limits, min(sweeps, _SINGLE_SWEEPS) if many else sweeps)
         scale = best_scale(q, scale, w, h)
     # Column by column is greedy, and now and then worse than rounding each weight alone.
     nearest = np.clip(np.rint(w / base[..., None]), -top, top)
     kept = quadratic_error(nearest, base, w, h) < quadratic_error(q, scale, w, h)
     return np.where(kept[..., None], nearest, q), np.where(kept, base, scale)
+
+
+def best_of(w: Float, factor: Factor, scales: Float, top: int | Float) -> tuple[Float, Float]:
+    """GPTQ for every candidate scale of every rounding wanted; of each the best candidate.
+
+    Args:
+        w: (G, R, K).
+        scales: (G, n, R), n candidates; or (G, m, n, R) for m roundings of each channel.
+        top: largest integer; one for all, or of the shape of `scales`.
+
+    Returns:
+        Integers as floats (G, m·R, K), scales (G, m·R); m is 1 for three dimensions.
+    """
+    groups, rows = w.shape[:2]
+    spread = scales.reshape(groups, -1, scales.shape[-2], rows)
+    tops = np.broadcast_to(np.asarray(top, w.dtype), scales.shape).reshape(groups, -1)
+    q, error = round_columns(w, factor, spread.reshape(groups, -1), tops)
+    wanted, candidates = spread.shape[1:3]
+    best = error.reshape(spread.shape).argmin(axis=2)
+    # Where the best of each lies among all roundings.
+    at = (np.arange(wanted)[:, None] * candidates + best) * rows + np.arange(rows)
+    at = at.reshape(groups, -1)
+    chosen = factor.rows(np.take_along_axis(q, at[:, None], 2))
+    return chosen, np.take_along_axis(spread.reshape(groups, -1), at, 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.quantize.gptq import Float, follow, round_layer, shrunk
+from passes.quantize.gptq import Float, follow, round_layer, shrunk, working
 from passes.quantize.learned import adaquant, adaround
 from passes.quantize.shrinkage import choose_follow, choose_share
 from passes.quantize.winograd_cap import cap
@@ -19,6 +19,11 @@ EXACT_FROM = 8
 
 SHRINK: NDArray[np.float64] = np.arange(1.0, 0.39, -0.06)
 """Candidate scales as shares of the one that clips nothing."""
+
+
+def candidate_shares(bits: int) -> NDArray[np.float64]:
+    """Those of `SHRINK` that can be best: the finer the grid, the less clipping pays."""
+    return SHRINK[0.38 + 0.12 * max(0, bits - 4) < SHRINK]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,26 +58,26 @@ def round_moments(
     """
     top = (1 << (bits - 1)) - 1
     if bits >= EXACT_FROM:
-        scale = weight_scales(w.reshape(shape), bits)
-        q = quantize_weights(w.reshape(shape), bits, scale).astype(np.float64)
-        return RoundedLayer(q.reshape(w.shape), scale.reshape(w.shape[:2]), w)
-    xx = moments.xx / moments.count
+        exact = weight_scales(w.reshape(shape), bits)
+        near = quantize_weights(w.reshape(shape), bits, exact).astype(np.float64)
+        return RoundedLayer(near.reshape(w.shape), exact.reshape(w.shape[:2]), w)
+    w, counts = working(w), np.asarray(moments.counts)[:, None, None, None]
+    sums = working(moments.fold_xx)
+    xx = sums.sum(axis=0) / moments.count
     damping, share = np.inf, 1.0
-    aim, scale = w, weight_scales(w.reshape(shape), bits).reshape(w.shape[:2])
+    aim = w
     if min(moments.counts):
-        counts = np.asarray(moments.counts)[:, None, None, None]
-        halves = moments.fold_xx / counts
-        missing = w @ moments.fold_dx + moments.fold_ex
-        damping = choose_follow(w, halves, missing / counts)
+        missing = w @ working(moments.fold_dx) + working(moments.fold_ex)
+        halves = sums / counts.astype(w.dtype)
+        damping = choose_follow(w, halves, missing / counts.astype(w.dtype))
         aim = follow(w, xx, missing.sum(axis=0) / moments.count, damping)
-        scale = weight_scales(aim.reshape(shape), bits).reshape(w.shape[:2])
-        share = choose_share(aim, halves, scale, top)
+        share = choose_share(aim, halves, _scales(aim, shape, bits), top)
     h = shrunk(xx, share)
     if method == "gptq":
-        q, scale = round_layer(aim, h, bits, SHRINK, sweeps)
+        q, scale = round_layer(aim, h, bits, candidate_shares(bits), sweeps)
     else:
         # The clipping search of the scale is GPTQ's, which is cheap; then the integers are learned.
-        _, searched = round_layer(aim, h, bits, SHRINK, 0)
+        _, searched = round_layer(aim, h, bits, candidate_shares(bits), 0)
         if method == "adaround":
             q, scale = adaround(aim, h, searched, top), searched
         else:
@@ -82,3 +87,8 @@ def round_moments(
         changed = found is not None and not np.array_equal(found, q[0])
         return RoundedLayer(q if found is None else found[None], scale, aim, changed, found is None)
     return RoundedLayer(q, scale, aim)
+
+
+def _scales(w: Float, shape: tuple[int, ...], bits: int) -> Float:
+    """The scale of each channel that clips nothing, (G, R)."""
+    return np.asarray(weight_scales(w.reshape(shape), bits).reshape(w.shape[:2]).astype(w.dtype))

@@ -10,7 +10,7 @@ import numpy as np
 
 from passes.analysis.samples import first_samples
 from passes.quantize.correct_bias import corrected_bias
-from passes.quantize.gptq import Float, best_scale, damped, descend, gptq_errors
+from passes.quantize.gptq import Box, Float, best_of, best_scale, damped, descend, factorised, working
 from passes.quantize.layer_rounding import EXACT_FROM
 from passes.structure import Structure
 from qcompile.errors import PassContractError, UsageError
@@ -156,7 +156,7 @@ def rounded_at_all(graph: Graph, moments: Moments, widths: Sequence[int], sweeps
         else:
             scale = weight_scales(weights, bits)
             q = quantize_weights(weights, bits, scale).astype(np.float64)
-        rounded = Rounded(bits, q.reshape(weights.shape).astype(np.int8), scale.reshape(-1), b)
+        rounded = Rounded(bits, q.reshape(weights.shape).astype(np.int8), scale.reshape(-1).astype(np.float64), b)
         b_new = corrected_bias(b, w, rounded.real().reshape(w.shape), x, np.zeros_like(x), moments.e)
         found[bits] = Rounded(bits, rounded.q, rounded.scale, b_new)
     return Candidates(found)
@@ -169,22 +169,18 @@ def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> d
         w: (G, R, K).
         h: positive definite (G, K, K); factorised once.
     """
+    w, h = working(w), working(h)
     groups, rows, columns = w.shape
     shape = (groups, len(widths), len(_SHRINK), rows)
-    tops = np.array([(1 << (bits - 1)) - 1 for bits in widths], np.float64)
+    tops = np.array([(1 << (bits - 1)) - 1 for bits in widths], w.dtype)
     largest = np.abs(w).max(axis=2)
-    base = np.where(largest > 0, largest, 1.0)[:, None, None, :] / tops[:, None, None]
-    scales = np.broadcast_to(base * _SHRINK[:, None], shape)
-    top = np.broadcast_to(tops[:, None, None], shape)
-    stacked = np.broadcast_to(w[:, None, None], (*shape, columns)).reshape(groups, -1, columns)
-    q, error = gptq_errors(stacked, h, scales.reshape(groups, -1), top.reshape(groups, -1))
-    best = error.reshape(shape).argmin(axis=2)[:, :, None]
-    q = np.take_along_axis(q.reshape(*shape, columns), best[..., None], 2).reshape(groups, -1, columns)
-    scale = np.take_along_axis(scales, best, 2).reshape(groups, -1)
-    limit = np.repeat(tops, rows)[None]
-    stacked = np.broadcast_to(w[:, None], (groups, len(widths), rows, columns)).reshape(groups, -1, columns)
+    base = np.where(largest > 0, largest, 1)[:, None, None, :] / tops[:, None, None]
+    scales = np.broadcast_to(base * _SHRINK.astype(w.dtype)[:, None], shape)
+    q, scale = best_of(w, factorised(h), scales, np.broadcast_to(tops[:, None, None], shape))
     if sweeps:
-        q = descend(q, scale, stacked, h, limit, sweeps)
+        stacked = np.broadcast_to(w[:, None], (groups, len(widths), rows, columns)).reshape(groups, -1, columns)
+        limits = Box(np.broadcast_to(np.repeat(tops, rows), scale.shape))
+        q = descend(q, scale, stacked, h, limits, sweeps)
         scale = best_scale(q, scale, stacked, h)
     parts = [slice(i * rows, (i + 1) * rows) for i in range(len(widths))]
     return {bits: (q[:, part], scale[:, part]) for bits, part in zip(widths, parts, strict=True)}

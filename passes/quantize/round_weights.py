@@ -135,7 +135,7 @@ class RoundWeights(Pass):
         x, d, e = (mean / moments.count for mean in (moments.x, moments.d, moments.e))
         method = "gptq" if self.method == "discquant" else self.method
         layer = round_moments(w, weights.shape, moments, bits, method, self.sweeps, limit)
-        q, scale = layer.q.reshape(weights.shape).astype(np.int8), layer.scale.reshape(-1)
+        q, scale = layer.q.reshape(weights.shape).astype(np.int8), layer.scale.reshape(-1).astype(np.float64)
         rounded = Rounded(bits, q, scale, b)
         return Rounded(bits, q, scale, corrected_bias(b, w, rounded.real().reshape(w.shape), x, d, e)), layer
 

@@ -7,15 +7,46 @@ to one half is judged by the other.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Sequence
 
-from passes.quantize.gptq import Float, follow, gptq, quadratic_error, shrunk
+import numpy as np
+from numpy.typing import NDArray
+
+from passes.quantize.gptq import SINGLE_FROM, Float, follow, gptq, quadratic_error, shrunk
 
 FOLLOW_DAMPINGS = (0.05, 0.2, 1.0, np.inf)
 """Of `follow`, as shares of the mean of diag H; infinite: the layer does not make up for anything."""
 
 SHARES = (0.0, 0.1, 0.3, 1.0)
 """Of the off-diagonal moments taken away before GPTQ; 1 is rounding to nearest, with scales chosen by error."""
+
+
+JUDGED = 128
+"""Rows of a layer that are looked at, at most: what is chosen is one number for the layer."""
+
+
+def judged(rows: int) -> NDArray[np.int64]:
+    """The rows that choices are made by, evenly over all."""
+    few = min(rows, JUDGED)
+    return np.arange(few) * rows // few
+
+
+def least(risk: Callable[[float], float], candidates: Sequence[float]) -> float:
+    """The candidate of least risk, looked for from the second one downhill: most are never tried."""
+    found = {i: risk(candidates[i]) for i in (1, 2)}
+    step = 1 if found[2] < found[1] else -1
+    at = 2 if step == 1 else 1
+    while 0 <= at + step < len(candidates):
+        found[at + step] = risk(candidates[at + step])
+        if found[at + step] >= found[at]:
+            break
+        at += step
+    return candidates[at]
+
+
+def turns(columns: int) -> tuple[tuple[int, int], ...]:
+    """(half that is fitted to, half that judges); so many columns are costly, and one turn says enough of them."""
+    return ((0, 1), (1, 0)) if columns < SINGLE_FROM else ((0, 1),)
 
 
 def choose_follow(w: Float, xx: Float, tx: Float) -> float:
@@ -28,14 +59,17 @@ def choose_follow(w: Float, xx: Float, tx: Float) -> float:
         xx: means over each half of x xᵀ, (2, G, K, K).
         tx: the same of t xᵀ, (2, G, R, K).
     """
-    risks = []
-    for damping in FOLLOW_DAMPINGS:
-        risk = 0.0
-        for own, other in ((0, 1), (1, 0)) if damping != np.inf else ():
+    rows = judged(w.shape[1])
+    w, tx = w[:, rows], tx[:, :, rows]
+
+    def risk(damping: float) -> float:
+        total = 0.0
+        for own, other in turns(w.shape[2]) if damping != np.inf else ():
             change = follow(w, xx[own], tx[own], damping) - w
-            risk += float(((change @ xx[other] - 2 * tx[other]) * change).sum())
-        risks.append(risk)
-    return FOLLOW_DAMPINGS[int(np.argmin(risks))]
+            total += float(((change @ xx[other] - 2 * tx[other]) * change).sum())
+        return total
+
+    return least(risk, FOLLOW_DAMPINGS)
 
 
 def choose_share(w: Float, xx: Float, scale: Float, top: int) -> float:
@@ -46,12 +80,17 @@ def choose_share(w: Float, xx: Float, scale: Float, top: int) -> float:
         xx: means over each half, (2, G, K, K).
         scale: (G, R).
     """
-    risks = []
-    for share in SHARES:
-        if share == 1.0:
-            q = np.clip(np.rint(w / scale[..., None]), -top, top)
-            risks.append(sum(float(quadratic_error(q, scale, w, xx[half]).sum()) for half in (0, 1)))
-            continue
-        found = (gptq(w, shrunk(xx[own], share), scale, top) for own in (0, 1))
-        risks.append(sum(float(quadratic_error(q, scale, w, xx[1 - own]).sum()) for own, q in enumerate(found)))
-    return SHARES[int(np.argmin(risks))]
+    rows = judged(w.shape[1])
+    w, scale = w[:, rows], scale[:, rows]
+
+    def risk(share: float) -> float:
+        total = 0.0
+        for own, other in turns(w.shape[2]):
+            if share == 1.0:
+                q: Float = np.clip(np.rint(w / scale[..., None]), -top, top)
+            else:
+                q = gptq(w, shrunk(xx[own], share), scale, top)
+            total += float(quadratic_error(q, scale, w, xx[other]).sum())
+        return total
+
+    return least(risk, SHARES)

@@ -8,8 +8,9 @@ all other weights of the channel.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from passes.quantize.gptq import Float, quadratic_error
+from passes.quantize.gptq import Float, descend, quadratic_error
 
 _G2 = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]])
 TRANSFORM = np.kron(_G2, _G2).astype(np.float64)
@@ -24,50 +25,66 @@ def transformed(q: Float) -> Float:
     return np.asarray(q.reshape(len(q), -1, 9) @ TRANSFORM.T)
 
 
+class Transforms:
+    """Bounds that keep every filter's transform within a limit while its integers move one at a time.
+
+    Args:
+        q: (R, C·9), within the limit.
+        top: largest integer.
+        limit: of |U|.
+    """
+
+    def __init__(self, q: Float, top: int, limit: int) -> None:
+        self.u, self.top, self.limit = transformed(q), top, limit
+
+    def of(self, column: int, rows: NDArray[np.int64], q: Float) -> tuple[Float, Float]:
+        """See `passes.quantize.gptq.Limits`."""
+        channel, used, factor = self._reach(column)
+        rest = self.u[rows, channel][:, used] - factor * q[0][:, None]
+        ends = (np.array([-self.limit, self.limit])[:, None, None] - rest) / factor
+        low = np.ceil(ends.min(axis=0).max(axis=1)).clip(-self.top, self.top)
+        high = np.floor(ends.max(axis=0).min(axis=1)).clip(-self.top, self.top)
+        return np.asarray(low), np.asarray(high)
+
+    def moved(self, column: int, rows: NDArray[np.int64], step: Float) -> None:
+        """See `passes.quantize.gptq.Limits`."""
+        if step.any():
+            channel, used, factor = self._reach(column)
+            self.u[rows[:, None], channel, used] += step[0][:, None] * factor
+
+    @staticmethod
+    def _reach(column: int) -> tuple[int, NDArray[np.int64], Float]:
+        """The channel of a column, which of U's elements it enters, and by what factors."""
+        channel, tap = divmod(column, 9)
+        used = np.flatnonzero(TRANSFORM[:, tap])
+        return channel, used, TRANSFORM[used, tap]
+
+
 def capped(q: Float, scale: Float, w: Float, h: Float, top: int, limit: int, sweeps: int = 4) -> Float:
     """Integers close to q with |U| ≤ limit, best in (q·s − w) H (q·s − w)ᵀ by a descent that never leaves the limit.
 
     Args:
-        q: (R, C·9), integers as float64.
+        q: (R, C·9), integers as floats.
         scale: (R,).
         w: (R, C·9).
         h: positive definite (C·9, C·9).
     """
     q = _inside(q, limit)
-    columns = q.shape[1]
-    u = transformed(q)
-    diagonal = np.diagonal(h)
-    for _ in range(sweeps):
-        before = q.copy()
-        slope = (q * scale[:, None] - w) @ h
-        for j in range(columns):
-            channel, tap = divmod(j, 9)
-            factor = TRANSFORM[:, tap]
-            used = factor != 0
-            rest = u[:, channel, used] - factor[used] * q[:, j, None]
-            ends = (np.array([-limit, limit])[:, None, None] - rest) / factor[used]
-            low = np.ceil(ends.min(axis=0).max(axis=1)).clip(-top, top)
-            high = np.floor(ends.max(axis=0).min(axis=1)).clip(-top, top)
-            best = np.rint(q[:, j] - slope[:, j] / (diagonal[j] * scale)).clip(low, high)
-            step = best - q[:, j]
-            if step.any():
-                slope += (step * scale)[:, None] * h[j]
-                u[:, channel] += step[:, None] * factor
-                q[:, j] = best
-        if np.array_equal(q, before):
-            break
-    return q
+    found = descend(q[None], scale[None], w[None], h[None], Transforms(q, top, limit), sweeps)
+    return np.asarray(found[0])
 
 
 def _inside(q: Float, limit: int) -> Float:
     """Filters beyond the limit, scaled towards zero until they fit."""
-    filters = q.reshape(len(q), -1, 9).copy()
-    share = np.ones(filters.shape[:2])
-    original = filters.copy()
-    while (far := np.abs(transformed(filters.reshape(q.shape))).max(axis=2) > limit).any():
-        share[far] *= 0.95
-        filters[far] = np.trunc(original[far] * share[far][:, None])
-    return filters.reshape(q.shape)
+    filters = q.reshape(-1, 9).copy()
+    far = np.flatnonzero(np.abs(filters @ TRANSFORM.T).max(axis=1) > limit)
+    original, share = filters[far], 1.0
+    while len(far):
+        share *= 0.95
+        filters[far] = np.trunc(original * share)
+        still = np.abs(filters[far] @ TRANSFORM.T).max(axis=1) > limit
+        far, original = far[still], original[still]
+    return np.asarray(filters.reshape(q.shape))
 
 
 def cap(q: Float, scale: Float, w: Float, h: Float, top: int, limit: int) -> Float | None:

@@ -8,7 +8,7 @@ import pytest
 from passes.analysis.calibrate_ranges import CalibrateRanges
 from passes.plan.uniform_bits import UniformBits
 from passes.quantize.correct_bias import corrected_bias
-from passes.quantize.gptq import best_scale, damped, descend, gptq, quadratic_error, round_layer
+from passes.quantize.gptq import Box, best_scale, damped, descend, gptq, quadratic_error, round_layer
 from passes.quantize.integerize import Integerize
 from passes.quantize.round_weights import RoundWeights
 from qcompile.errors import DataError, UsageError
@@ -67,7 +67,7 @@ def test_descent_and_scale_never_make_it_worse() -> None:
     w, h = rng.normal(size=(2, 8, 20)), correlated(rng, 2, 20)
     scale = np.abs(w).max(axis=2) / TOP
     start = gptq(w, h, scale, TOP)
-    better = descend(start, scale, w, h, TOP, 5)
+    better = descend(start, scale, w, h, Box(np.full(scale.shape, TOP)), 5)
     errors = [quadratic_error(q, scale, w, h) for q in (start, better)]
     assert (errors[1] <= errors[0] + 1e-12).all() and errors[1].sum() < errors[0].sum()
     fitted = best_scale(better, scale, w, h)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from passes.quantize.gptq import follow, quadratic_error, round_layer, shrunk
-from passes.quantize.shrinkage import choose_follow, choose_share
+from passes.quantize.shrinkage import JUDGED, choose_follow, choose_share, judged, least
 
 SIZE, TOP = 96, 7
 
@@ -48,3 +48,21 @@ def test_following_noise_is_refused_and_following_a_shift_is_not() -> None:
             np.testing.assert_array_equal(follow(w, xx[0], tx[0], damping), w)
         else:
             np.testing.assert_allclose(follow(w, xx.mean(0), tx.mean(0), damping), 1.3 * w, atol=0.25)
+
+
+def test_the_least_risk_is_found_downhill() -> None:
+    for lowest in range(4):
+        tried: list[float] = []
+
+        def risk(candidate: float, lowest: int = lowest, tried: list[float] = tried) -> float:
+            tried.append(candidate)
+            return abs(candidate - 10.0 * lowest)
+
+        assert least(risk, (0.0, 10.0, 20.0, 30.0)) == 10.0 * lowest
+        assert len(tried) == len(set(tried)) <= 4
+
+
+def test_rows_that_are_judged_lie_evenly_over_all() -> None:
+    np.testing.assert_array_equal(judged(5), np.arange(5))
+    rows = judged(JUDGED * 3 + 1)
+    assert len(set(rows)) == JUDGED and rows[0] == 0 and rows[-1] > 3 * JUDGED - 4
