@@ -1,6 +1,6 @@
 """Rounding that knows what the weights are multiplied with: GPTQ, its scales, and a descent behind it.
 
-Everything minimises (q·s − w) H (q·s − w)ᵀ for each output channel: q integers with |q| ≤ top, s the channel's
+Everything minimises (q·s − w) H (q·s − w)ᵀ for each output channel: q integers from −top − 1 to top, s the channel's
 scale, H the second moments of the layer's columns.  Arrays carry a leading dimension G of convolution groups, each
 with R output channels and K weights per channel; a dense layer has G = 1, a depthwise one R = 1.
 """
@@ -38,6 +38,17 @@ _ROWS = 1024
 def working(x: Float) -> Float:
     """An array (…, K) in the precision that rounding of K columns runs in."""
     return x.astype(np.float32 if x.shape[-1] >= SINGLE_FROM else np.float64, copy=False)
+
+
+def nearest(w: Float, scale: Float, top: Any) -> Float:
+    """w / scale to the nearest integer from −top − 1 to top; all broadcastable."""
+    return np.asarray(np.clip(np.rint(w / scale), -top - 1, top))
+
+
+def unclipped_scale(w: Float, top: Any) -> Float:
+    """The smallest scale at which no weight of a channel is clipped: (…, K) → (…); 1 where all are 0."""
+    found = np.maximum(w.max(axis=-1) / top, w.min(axis=-1) / (-top - 1))
+    return np.asarray(np.where(found > 0, found, 1))
 
 
 def damped(h: Float, share: float = DAMPING) -> Float:
@@ -175,7 +186,7 @@ def _rounded(aim: Float, factor: Factor, scale: Float, top: Float) -> tuple[Floa
         for first in range(start, stop, _INNER):
             last = min(first + _INNER, stop)
             for j in range(first, last):
-                q[:, j] = np.clip(np.rint(wanted[:, j] / scale), -top, top)
+                q[:, j] = nearest(wanted[:, j], scale, top)
                 error = errors[:, j - start]
                 np.subtract(q[:, j] * scale, aim[:, j], out=error)
                 if j + 1 < last:
@@ -200,13 +211,13 @@ class Limits(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
-    """All integers up to the same, in each row; `top` (G, R)."""
+    """All integers from −top − 1 to top of their row; `top` (G, R)."""
 
     top: Float
 
     def of(self, column: int, rows: NDArray[np.int64], q: Float) -> tuple[Any, Any]:
         limit = self.top[:, rows]
-        return -limit, limit
+        return -limit - 1, limit
 
     def moved(self, column: int, rows: NDArray[np.int64], step: Float) -> None:
         """Nothing depends on it."""
@@ -276,12 +287,12 @@ def best_scale(q: Float, scale: Float, w: Float, h: Float) -> Float:
 def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tuple[Float, Float]:
     """Integers and scales of a layer: GPTQ for every candidate scale of every channel, the best of each refined.
 
-    No channel is worse than rounded to nearest at the scale of its largest weight, as `quadratic_error` has it.
+    No channel is worse than rounded to nearest at the scale that clips nothing, as `quadratic_error` has it.
 
     Args:
         w: (G, R, K).
         h: positive definite (G, K, K).
-        shrink: candidate scales as shares of max|w| / top.
+        shrink: candidate scales as shares of the one that clips nothing.
         sweeps: of the descent.
 
     Returns:
@@ -289,8 +300,7 @@ def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tu
     """
     w, h = working(w), working(h)
     top = (1 << (bits - 1)) - 1
-    largest = np.abs(w).max(axis=2)
-    base = np.where(largest > 0, largest, top) / top
+    base = unclipped_scale(w, top)
     q, scale = best_of(w, factorised(h), base[:, None] * shrink.astype(w.dtype)[:, None], top)
     many = w.shape[2] >= SINGLE_FROM
     for _ in range((1 if many else _ROUNDS) if sweeps else 0):
@@ -298,9 +308,9 @@ def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tu
         q = descend(q, scale, w, h, limits, min(sweeps, _SINGLE_SWEEPS) if many else sweeps)
         scale = best_scale(q, scale, w, h)
     # Column by column is greedy, and now and then worse than rounding each weight alone.
-    nearest = np.clip(np.rint(w / base[..., None]), -top, top)
-    kept = quadratic_error(nearest, base, w, h) < quadratic_error(q, scale, w, h)
-    return np.where(kept[..., None], nearest, q), np.where(kept, base, scale)
+    plain = nearest(w, base[..., None], top)
+    kept = quadratic_error(plain, base, w, h) < quadratic_error(q, scale, w, h)
+    return np.where(kept[..., None], plain, q), np.where(kept, base, scale)
 
 
 def best_of(w: Float, factor: Factor, scales: Float, top: int | Float) -> tuple[Float, Float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from passes.quantize.gptq import Float, quadratic_error
+from passes.quantize.gptq import Float, nearest, quadratic_error
 
 STEPS = 400
 
@@ -44,11 +44,6 @@ class _Adam:
         return np.asarray(self.rate * mean / (root + 1e-12))
 
 
-def nearest(w: Float, scale: Float, top: int) -> Float:
-    """Integers as float64, (G, R, K)."""
-    return np.asarray(np.clip(np.rint(w / scale[..., None]), -top, top))
-
-
 def adaround(w: Float, h: Float, scale: Float, top: int, steps: int = STEPS) -> Float:
     """Each weight to the integer below or above it, learned through a rectified sigmoid that is driven to its ends.
 
@@ -57,10 +52,10 @@ def adaround(w: Float, h: Float, scale: Float, top: int, steps: int = STEPS) -> 
     Returns:
         Integers as float64, (G, R, K).
     """
-    start = nearest(w, scale, top)
+    start = nearest(w, scale[..., None], top)
     unit = np.maximum(quadratic_error(start, scale, w, h), 1e-30)[..., None]
     low, high = _STRETCH
-    below = np.clip(np.floor(w / scale[..., None]), -top, top - 1)
+    below = np.clip(np.floor(w / scale[..., None]), -top - 1, top - 1)
     share = np.clip(w / scale[..., None] - below, 0.01, 0.99)
     v = np.log((share - low) / (high - share))
     adam, size = _Adam(0.02), w.shape[2]
@@ -87,15 +82,15 @@ def adaquant(w: Float, h: Float, scale: Float, top: int, steps: int = STEPS) -> 
     Returns:
         Integers as float64 (G, R, K), scales (G, R).
     """
-    best, best_scale_ = nearest(w, scale, top), scale
+    best, best_scale_ = nearest(w, scale[..., None], top), scale
     latent, log_scale = w / scale[..., None], np.zeros_like(scale)
     weights, scales = _Adam(0.02), _Adam(0.001)
     for _ in range(steps):
         s = scale * np.exp(log_scale)
-        q = np.clip(np.rint(latent), -top, top)
+        q = nearest(latent, np.ones(()), top)
         best, best_scale_ = _better(best, best_scale_, q, s, w, h)
         slope = (q * s[..., None] - w) @ h
-        latent = np.clip(latent - weights(slope * s[..., None]), -top - 0.49, top + 0.49)
+        latent = np.clip(latent - weights(slope * s[..., None]), -top - 1.49, top + 0.49)
         log_scale = log_scale - scales((slope * q).sum(axis=-1) * s)
     return best, best_scale_
 

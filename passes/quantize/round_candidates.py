@@ -10,7 +10,7 @@ import numpy as np
 
 from passes.analysis.samples import first_samples
 from passes.quantize.correct_bias import corrected_bias
-from passes.quantize.gptq import Box, Float, best_of, best_scale, damped, descend, factorised, working
+from passes.quantize.gptq import Box, Float, best_of, best_scale, damped, descend, factorised, unclipped_scale, working
 from passes.quantize.layer_rounding import EXACT_FROM
 from passes.structure import Structure
 from qcompile.errors import PassContractError, UsageError
@@ -173,8 +173,7 @@ def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> d
     groups, rows, columns = w.shape
     shape = (groups, len(widths), len(_SHRINK), rows)
     tops = np.array([(1 << (bits - 1)) - 1 for bits in widths], w.dtype)
-    largest = np.abs(w).max(axis=2)
-    base = np.where(largest > 0, largest, 1)[:, None, None, :] / tops[:, None, None]
+    base = unclipped_scale(w[:, None, None], tops[:, None, None])
     scales = np.broadcast_to(base * _SHRINK.astype(w.dtype)[:, None], shape)
     q, scale = best_of(w, factorised(h), scales, np.broadcast_to(tops[:, None, None], shape))
     if sweeps:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.quantize.gptq import SINGLE_FROM, Float, follow, gptq, quadratic_error, shrunk
+from passes.quantize.gptq import SINGLE_FROM, Float, follow, gptq, nearest, quadratic_error, shrunk
 
 FOLLOW_DAMPINGS = (0.05, 0.2, 1.0, np.inf)
 """Of `follow`, as shares of the mean of diag H; infinite: the layer does not make up for anything."""
@@ -86,10 +86,7 @@ def choose_share(w: Float, xx: Float, scale: Float, top: int) -> float:
     def risk(share: float) -> float:
         total = 0.0
         for own, other in turns(w.shape[2]):
-            if share == 1.0:
-                q: Float = np.clip(np.rint(w / scale[..., None]), -top, top)
-            else:
-                q = gptq(w, shrunk(xx[own], share), scale, top)
+            q = nearest(w, scale[..., None], top) if share == 1.0 else gptq(w, shrunk(xx[own], share), scale, top)
             total += float(quadratic_error(q, scale, w, xx[other]).sum())
         return total
 

@@ -42,8 +42,8 @@ class Transforms:
         channel, used, factor = self._reach(column)
         rest = self.u[rows, channel][:, used] - factor * q[0][:, None]
         ends = (np.array([-self.limit, self.limit])[:, None, None] - rest) / factor
-        low = np.ceil(ends.min(axis=0).max(axis=1)).clip(-self.top, self.top)
-        high = np.floor(ends.max(axis=0).min(axis=1)).clip(-self.top, self.top)
+        low = np.ceil(ends.min(axis=0).max(axis=1)).clip(-self.top - 1, self.top)
+        high = np.floor(ends.max(axis=0).min(axis=1)).clip(-self.top - 1, self.top)
         return np.asarray(low), np.asarray(high)
 
     def moved(self, column: int, rows: NDArray[np.int64], step: Float) -> None:

@@ -66,39 +66,45 @@ def fake_quantize(x: Array, grid: Grid) -> Array:
 _SHRINK = np.concatenate([[1.0], np.arange(0.98, 0.38, -0.02)])
 
 
+def weight_range(bits: int) -> tuple[int, int]:
+    """Smallest and largest integer of a weight: all that `bits` bits hold, but −127 … 127 at 8 bits.
+
+    Fewer bits have few integers: one of 16 is worth an eighth of the squared error.  One of 256 is worth nothing,
+    while kernels rely on products of bytes that −128 would make too large.
+    """
+    top = (1 << (bits - 1)) - 1
+    return (-top if bits == 8 else -top - 1), top
+
+
 def weight_scales(w: Array, bits: int) -> Float:
     """Scale of each output channel (axis 0), float64, shape (O,).
 
-    8 bits: max|W| / 127.  Fewer: the shrunken maximum with the smallest squared error per channel (clipping search,
-    factors 1.00 to 0.40).  An all-zero channel gets a finer scale than
-    any other.
+    8 bits: the smallest that clips nothing, max|W| / 127.  Fewer: the share of it with the smallest squared error per
+    channel (clipping search, factors 1.00 to 0.40).  An all-zero channel gets a finer scale than any other.
     """
-    flat = np.abs(w.reshape(len(w), -1).astype(np.float64))
-    top = (1 << (bits - 1)) - 1
-    largest = flat.max(axis=1)
+    flat = w.reshape(len(w), -1).astype(np.float64)
+    lo, hi = weight_range(bits)
+    base = np.maximum(flat.max(axis=1) / hi, flat.min(axis=1) / lo)
     # A channel of zeros still has a bias, which is rounded to steps of its scale: a fine one costs nothing.
-    finest = largest[largest > 0].min(initial=1.0)
-    base = np.where(largest > 0, largest, finest * 2.0**-10) / top
+    base = np.where(base > 0, base, base[base > 0].min(initial=1.0) * 2.0**-10)
     if bits >= 8:
         return np.asarray(base)
-    signed = w.reshape(len(w), -1).astype(np.float64)
     best, best_error = base, np.full(len(w), np.inf)
     for shrink in _SHRINK:
         scale = base * shrink
-        error = np.square(_round(signed, scale, top) * scale[:, None] - signed).sum(axis=1)
+        error = np.square(_round(flat, scale, bits) * scale[:, None] - flat).sum(axis=1)
         better = error < best_error
         best, best_error = np.where(better, scale, best), np.where(better, error, best_error)
     return np.asarray(best)
 
 
-def _round(flat: Float, scale: Float, top: int) -> Float:
-    return np.asarray(np.clip(np.rint(flat / scale[:, None]), -top, top))
+def _round(flat: Float, scale: Float, bits: int) -> Float:
+    return np.asarray(np.clip(np.rint(flat / scale[:, None]), *weight_range(bits)))
 
 
 def quantize_weights(w: Array, bits: int, scales: Float) -> Array:
-    """Round to nearest on the symmetric grid of each output channel: int8, |q| ≤ 2^(bits−1) − 1, w's shape."""
-    top = (1 << (bits - 1)) - 1
-    return _round(w.reshape(len(w), -1).astype(np.float64), scales, top).reshape(w.shape).astype(np.int8)
+    """Round to nearest on the grid of each output channel: int8 within `weight_range`, w's shape."""
+    return _round(w.reshape(len(w), -1).astype(np.float64), scales, bits).reshape(w.shape).astype(np.int8)
 
 
 def packed_bytes(numel: int, bits: int) -> int:

@@ -12,6 +12,7 @@ import pytest
 from qcompile.artifact import parameters
 from qcompile.errors import ArtifactError, InternalError
 from qcompile.ir import BATCH, INT, Array, Graph, GraphBuilder, Grid, TensorType
+from qcompile.semantics.grids import weight_range
 
 
 def layer(w: Array, bits: int) -> Graph:
@@ -25,9 +26,9 @@ def layer(w: Array, bits: int) -> Graph:
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 11)])
 def test_weights_of_every_width(bits: int, shape: tuple[int, int]) -> None:
-    top = (1 << (bits - 1)) - 1
-    w = np.random.default_rng(bits).integers(-top, top + 1, shape).astype(np.int8)
-    w.flat[0] = -top
+    lo, hi = weight_range(bits)
+    w = np.random.default_rng(bits).integers(lo, hi + 1, shape).astype(np.int8)
+    w.flat[0] = lo
     graph = layer(w, bits)
     data, index = parameters.encode(graph)
     assert len(data) == parameters.weight_bytes(graph) == -(-w.size * bits // 8)

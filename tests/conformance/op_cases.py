@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.ir import BATCH, INT, Graph, GraphBuilder, Grid, TensorType, int_range, storage
+from qcompile.semantics.grids import weight_range
 
 SAMPLES = ("zeros", "largest", "random", "random, few values")
 
@@ -46,10 +47,10 @@ class Cases:
         self.b.output(value, value, Grid(1.0, 0, type_.dtype))
 
     def weights(self, *shape: int, bits: int = 8) -> np.ndarray[Any, Any]:
-        n = (1 << (bits - 1)) - 1
-        w = self.rng.integers(-n, n + 1, shape).astype(np.int8)
-        w.reshape(-1)[0], w.reshape(-1)[-1] = -n, n
-        w[0] = n
+        lo, hi = weight_range(bits)
+        w = self.rng.integers(lo, hi + 1, shape).astype(np.int8)
+        w[-1], w[0] = lo, hi
+        w.reshape(-1)[-1] = hi
         return w
 
     def bias(self, size: int) -> np.ndarray[Any, Any]:

@@ -16,6 +16,7 @@ from qcompile.semantics.grids import (
     quantize,
     quantize_weights,
     unpack_bits,
+    weight_range,
     weight_scales,
 )
 
@@ -33,8 +34,8 @@ def test_packing_round_trip_of_every_two_byte_pattern(bits: int, signed: bool) -
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 13])
 def test_packing_odd_lengths(bits: int, count: int) -> None:
-    top = (1 << (bits - 1)) - 1
-    values = np.random.default_rng(count).integers(-top, top + 1, count).astype(np.int8)
+    lo, hi = weight_range(bits)
+    values = np.random.default_rng(count).integers(lo, hi + 1, count).astype(np.int8)
     packed = pack_bits(values, bits)
     assert len(packed) == packed_bytes(count, bits)
     assert np.array_equal(unpack_bits(packed, bits, count, signed=True), values)
@@ -55,12 +56,22 @@ def test_quantization_error_is_half_a_step_inside_the_range() -> None:
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_weights_stay_symmetric_and_zero_channels_are_kept(bits: int) -> None:
+def test_weights_stay_in_range_and_zero_channels_are_kept(bits: int) -> None:
     w = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
     w[2] = 0
     q = quantize_weights(w, bits, weight_scales(w, bits))
-    top = (1 << (bits - 1)) - 1
-    assert np.abs(q).max() <= top and not q[2].any() and q[0].any()
+    lo, hi = weight_range(bits)
+    assert q.min() >= lo and q.max() <= hi and not q[2].any() and q[0].any()
+
+
+def test_all_integers_are_used_but_the_lowest_byte() -> None:
+    assert [weight_range(bits) for bits in (2, 3, 4, 7, 8)] == [(-2, 1), (-4, 3), (-8, 7), (-64, 63), (-127, 127)]
+    w = np.array([[-1.0, 0.5, 0.25], [1.0, -0.5, 0.25]])
+    for bits, scales in ((8, [1 / 127, 1 / 127]), (4, [1 / 8, 1 / 7])):
+        clipping_nothing = np.maximum(w.max(axis=1) / weight_range(bits)[1], w.min(axis=1) / weight_range(bits)[0])
+        np.testing.assert_allclose(clipping_nothing, scales)
+        assert (weight_scales(w, bits) <= clipping_nothing + 1e-12).all()
+    assert (quantize_weights(w, 4, np.array([1 / 8, 1 / 7])) == [[-8, 4, 2], [7, -4, 2]]).all()
 
 
 def test_clipping_search_beats_the_maximum() -> None:

@@ -48,6 +48,7 @@ from qcompile.pm.facts import (
     Interactions,
 )
 from qcompile.pm.notes_json import notes_to_json
+from qcompile.semantics.grids import weight_range
 
 ESTIMATORS: tuple[Pass, ...] = (
     MeasureSingleLoss(samples=12, batch=4),
@@ -352,7 +353,8 @@ def test_candidates_resume_and_are_no_worse_than_nearest(tmp_path: Path) -> None
             assert np.array_equal(own.q, other.q)
             assert np.array_equal(own.scale, other.scale)
             assert np.array_equal(own.b, other.b)
-            assert np.abs(own.q).max() < 1 << (bits - 1)
+            lo, hi = weight_range(bits)
+            assert lo <= own.q.min() and own.q.max() <= hi
     single = MeasureSingleLoss(samples=N)
     gptq = single.run(result.graph, context()).graph.notes[SENSITIVITY]
     nearest = single.run(graph, context()).graph.notes[SENSITIVITY]

@@ -11,9 +11,11 @@ from passes.quantize.gptq import (
     damped,
     factorised,
     gptq,
+    nearest,
     quadratic_error,
     round_columns,
     round_layer,
+    unclipped_scale,
 )
 
 SHRINK = np.array([1.0, 0.9, 0.8])
@@ -35,9 +37,8 @@ def test_no_channel_is_worse_than_nearest(sweeps: int) -> None:
     for seed in range(1000):
         w, h, bits = planted(seed)
         top = (1 << (bits - 1)) - 1
-        scale = np.abs(w).max(axis=2) / top
-        nearest = np.clip(np.rint(w / scale[..., None]), -top, top)
-        plain = quadratic_error(nearest, scale, w, h)
+        scale = unclipped_scale(w, top)
+        plain = quadratic_error(nearest(w, scale[..., None], top), scale, w, h)
         q, own = round_layer(w, h, bits, SHRINK, sweeps)
         found = quadratic_error(q, own, w, h)
         assert (found <= plain * (1 + 1e-9)).all(), (seed, bits, w.shape, found / plain)
