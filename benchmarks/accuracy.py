@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Accuracy:
         float_top1, top1: share of right answers, of the float network and of the artifact.
         standard_error: of their difference, paired.
         agreement: share of samples on which both answer the same.
+        divergence: from the float network, in nats, mean over all samples.
         weight_bytes: packed weights.
         seconds: of the compilation.
     """
@@ -58,34 +59,55 @@ class Accuracy:
     top1: float
     standard_error: float
     agreement: float
+    divergence: float
     weight_bytes: int
     seconds: float
 
 
-def onnx_answers(model: Path, data: dict[str, np.ndarray]) -> np.ndarray:
-    """The class onnxruntime finds for each sample, int64 (n,)."""
+def onnx_scores(model: Path, data: dict[str, np.ndarray]) -> np.ndarray:
+    """What onnxruntime finds for each class of each sample, (n, k)."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     names = [port.name for port in session.get_inputs()]
-    found = []
-    for start in range(0, len(data["labels"]), BATCH):
-        part = {name: data[name][start : start + BATCH] for name in names}
-        scores = session.run(None, part)[0]
-        found.append(scores.reshape(len(scores), -1).argmax(axis=1))
-    return np.concatenate(found)
+    return scores(lambda part: session.run(None, {name: part[name] for name in names})[0], data)
 
 
-def artifact_answers(artifact: Any, data: dict[str, np.ndarray]) -> np.ndarray:
-    """The class an artifact finds for each sample, int64 (n,)."""
+def artifact_scores(artifact: Any, data: dict[str, np.ndarray]) -> np.ndarray:
+    """What an artifact finds for each class of each sample, (n, k)."""
     import qcompile
 
-    found = []
-    for start in range(0, len(data["labels"]), BATCH):
-        part = {name: array[start : start + BATCH] for name, array in data.items() if name != "labels"}
-        scores = next(iter(qcompile.run(artifact, part).values()))
-        found.append(scores.reshape(len(scores), -1).argmax(axis=1))
-    return np.concatenate(found)
+    return scores(lambda part: next(iter(qcompile.run(artifact, part).values())), data)
+
+
+def scores(run: Callable[[dict[str, np.ndarray]], Any], data: dict[str, np.ndarray]) -> np.ndarray:
+    """The outputs of a network for all samples, (n, k), a batch at a time."""
+    inputs = {name: array for name, array in data.items() if name != "labels"}
+    count = len(next(iter(inputs.values())))
+    parts = [run({name: array[i : i + BATCH] for name, array in inputs.items()}) for i in range(0, count, BATCH)]
+    return np.concatenate([np.asarray(part).reshape(len(part), -1) for part in parts])
+
+
+def divergence(real: np.ndarray, found: np.ndarray) -> float:
+    """Mean Kullback-Leibler divergence from the float network's softmax, in nats.
+
+    It weighs every answer of every sample and not only which one is largest, so it tells roundings apart that top-1 of
+    a few hundred samples cannot.
+
+    Args:
+        real, found: scores (n, k), or probabilities, which are taken as they are.
+    """
+    p, q = log_probabilities(real), log_probabilities(found)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def log_probabilities(x: np.ndarray) -> np.ndarray:
+    """Of the scores of each sample, float64 (n, k)."""
+    x = x.astype(np.float64)
+    if (x >= 0).all() and np.allclose(x.sum(axis=1), 1, atol=1e-3):
+        return np.log(np.maximum(x, 1e-30))
+    shifted = x - x.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def paired_error(one: np.ndarray, other: np.ndarray) -> float:
@@ -156,17 +178,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = load.model(network)
         calib = {name: array for name, array in load.arrays(network, "calib", SAMPLES).items() if name != "labels"}
         dev = load.arrays(network, "dev")
-        real, labels, full = onnx_answers(model, dev), dev["labels"], weights_of(model)
+        wanted, labels, full = onnx_scores(model, dev), dev["labels"], weights_of(model)
+        real = wanted.argmax(axis=1)
         for row, rounding in cells:
             begun = time.perf_counter()
             result = compiled(model, calib, row, rounding, full, not options.no_equalize)
             seconds = time.perf_counter() - begun
-            found = artifact_answers(result.artifact, dev)
+            given = artifact_scores(result.artifact, dev)
+            found = given.argmax(axis=1)
             rows.append(
                 Accuracy(
                     network, row, rounding + ending, len(labels), float((real == labels).mean()),
                     float((found == labels).mean()), paired_error(real == labels, found == labels),
-                    float((found == real).mean()), result.weight_bytes, seconds,
+                    float((found == real).mean()), divergence(wanted, given), result.weight_bytes, seconds,
                 )
             )  # fmt: skip
             print(line(rows[-1]), file=sys.stderr, flush=True)
@@ -177,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 HEADER = [
-    "network", "row", "rounding", "n", "float %", "top-1 %", "± paired", "agreement %", "weight bytes", "compiled in s"
+    "network", "row", "rounding", "n", "float %", "top-1 %", "± paired", "agreement %", "divergence",
+    "weight bytes", "compiled in s",
 ]  # fmt: skip
 
 
@@ -185,7 +210,8 @@ def line(r: Accuracy) -> list[str]:
     """A row of the table."""
     return [
         r.network, r.row, r.rounding, str(r.n), f"{100 * r.float_top1:.2f}", f"{100 * r.top1:.2f}",
-        f"{100 * r.standard_error:.2f}", f"{100 * r.agreement:.2f}", str(r.weight_bytes), f"{r.seconds:.0f}",
+        f"{100 * r.standard_error:.2f}", f"{100 * r.agreement:.2f}", f"{r.divergence:.4f}", str(r.weight_bytes),
+        f"{r.seconds:.0f}",
     ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import SAMPLES, artifact_answers, onnx_answers, paired_error
+from benchmarks.accuracy import SAMPLES, artifact_scores, onnx_scores, paired_error
 from benchmarks.pack import load_pack
 from benchmarks.report import table
 
@@ -76,13 +76,13 @@ def rows_of(network: str, load: Any, drops: Sequence[float]) -> Iterator[Row]:
     order = np.random.default_rng(0).permutation(len(dev["labels"]))
     half = len(order) // 2
     judges, unseen = ({name: array[part] for name, array in dev.items()} for part in (order[:half], order[half:]))
-    real = onnx_answers(model, unseen) == unseen["labels"]
+    real = onnx_scores(model, unseen).argmax(axis=1) == unseen["labels"]
     for drop in drops:
         begun = time.perf_counter()
         found = qcompile.compile(
             model, target="cpu", calib=calib, holdout=judges, max_drop=drop, minimize="memory", measure=False
         )
-        right = artifact_answers(found.artifact, unseen) == unseen["labels"]
+        right = artifact_scores(found.artifact, unseen).argmax(axis=1) == unseen["labels"]
         accuracy = found.accuracy
         yield Row(
             network, drop, accuracy["built"]["drop"], half, accuracy["built"]["drop_below"], accuracy["confidence"],

@@ -1,6 +1,6 @@
-"""The classes an OpenVINO model finds: `python -m benchmarks.openvino_answers MODEL.xml DATA.npz OUT.npz`.
+"""What an OpenVINO model finds for each class: `python -m benchmarks.openvino_answers MODEL.xml DATA.npz OUT.npz`.
 
-Runs in the peers' environment.  OUT.npz gets `answers`, int64 (n,), and `report`, JSON.
+Runs in the peers' environment.  OUT.npz gets `scores`, (n, classes), and `report`, JSON.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = []
     for start in range(0, len(x), BATCH):
         scores = compiled({port: x[start : start + BATCH]})[0]
-        found.append(scores.reshape(len(scores), -1).argmax(axis=1))
-    np.savez(options.out, answers=np.concatenate(found), report=json.dumps({"openvino": openvino.__version__}))
+        found.append(scores.reshape(len(scores), -1))
+    np.savez(options.out, scores=np.concatenate(found), report=json.dumps({"openvino": openvino.__version__}))
     return 0
 
 

@@ -25,9 +25,10 @@ import numpy as np
 from benchmarks.accuracy import (
     MIXED,
     SAMPLES,
-    artifact_answers,
+    artifact_scores,
     budget,
-    onnx_answers,
+    divergence,
+    onnx_scores,
     paired_error,
     weights_of,
 )  # fmt: skip
@@ -71,6 +72,7 @@ class Row:
         float_top1, top1: shares of right answers; None where there is none.
         standard_error: of their difference, paired.
         agreement: share of samples on which both answer the same.
+        divergence: from the float network, in nats, mean over all samples.
         weight_bytes: of all layers.
         seconds: of choosing, rounding and compiling (peers: and answering).
         note: why there is no result.
@@ -85,6 +87,7 @@ class Row:
     top1: float | None = None
     standard_error: float | None = None
     agreement: float | None = None
+    divergence: float | None = None
     weight_bytes: int | None = None
     seconds: float | None = None
     note: str = ""
@@ -123,8 +126,8 @@ class Bench:
         return dict(self.load.arrays(self.network, "dev"))
 
     @cached_property
-    def float_answers(self) -> Any:
-        return onnx_answers(self.model, self.dev)
+    def float_scores(self) -> Any:
+        return onnx_scores(self.model, self.dev)
 
     @cached_property
     def full(self) -> int:
@@ -148,17 +151,18 @@ class Bench:
         """The row with its figures, or with a note."""
         begun = time.perf_counter()
         try:
-            found, size = self._answers(row)
+            given, size = self._scores(row)
         except PeerError as error:
             return replace(row, note=str(error))
-        labels, real = self.dev["labels"], self.float_answers
+        labels, wanted = self.dev["labels"], self.float_scores
+        real, found = wanted.argmax(axis=1), given.argmax(axis=1)
         return replace(
             row, n=len(labels), float_top1=float((real == labels).mean()), top1=float((found == labels).mean()),
             standard_error=paired_error(real == labels, found == labels), agreement=float((found == real).mean()),
-            weight_bytes=size, seconds=time.perf_counter() - begun,
+            divergence=divergence(wanted, given), weight_bytes=size, seconds=time.perf_counter() - begun,
         )  # fmt: skip
 
-    def _answers(self, row: Row) -> tuple[Any, int]:
+    def _scores(self, row: Row) -> tuple[Any, int]:
         if row.rounding in (ORT, NNCF):
             return self._peer_at_8_bits(row.rounding), self.full
         limit = budget(row.row, self.full) if row.row.startswith(MIXED) else None
@@ -177,7 +181,7 @@ class Bench:
         )
         if "memory" in options:
             self._keep(row, {layer: list(pair) for layer, pair in result.bits.items()})
-        return artifact_answers(result.artifact, self.dev), result.weight_bytes
+        return artifact_scores(result.artifact, self.dev), result.weight_bytes
 
     def _toolkit(self, row: Row, limit: int | None) -> tuple[Any, int]:
         """Its own bits, or ours, rounded by the toolkit."""
@@ -204,16 +208,16 @@ class Bench:
         if not out.exists():
             self._run(["-m", "benchmarks.peers", kind, str(self.model), str(calib), str(out)])
         if peer == ORT:
-            return onnx_answers(out, self.dev)
+            return onnx_scores(out, self.dev)
         return self._peer("benchmarks.openvino_answers", [str(out), str(self._file("dev", self.dev))], [])[1]
 
     def _peer(self, module: str, paths: Sequence[str], options: Sequence[str]) -> tuple[dict[str, Any], Any]:
-        """(report, answers) of a module that writes both."""
-        out = self.folder / "answers.npz"
+        """(report, scores) of a module that writes both."""
+        out = self.folder / "scores.npz"
         out.unlink(missing_ok=True)
         self._run(["-m", module, *paths, str(out), *options])
         with np.load(out) as found:
-            return json.loads(str(found["report"])), found["answers"]
+            return json.loads(str(found["report"])), found["scores"]
 
     def _run(self, arguments: Sequence[str]) -> None:
         """Raises PeerError."""
@@ -309,8 +313,8 @@ def write(path: Path | None, rows: Any) -> None:
 
 
 HEADER = [
-    "network", "row", "bits by", "rounding by", "n", "float %", "top-1 %", "± paired", "agreement %", "weight bytes",
-    "s", "note",
+    "network", "row", "bits by", "rounding by", "n", "float %", "top-1 %", "± paired", "agreement %", "divergence",
+    "weight bytes", "s", "note",
 ]  # fmt: skip
 
 
@@ -322,7 +326,8 @@ def line(row: Row) -> list[str]:
 
     return [
         row.network, row.row, row.bits, row.rounding, str(row.n or ""), percent(row.float_top1), percent(row.top1),
-        percent(row.standard_error), percent(row.agreement), str(row.weight_bytes or ""),
+        percent(row.standard_error), percent(row.agreement),
+        "" if row.divergence is None else f"{row.divergence:.4f}", str(row.weight_bytes or ""),
         "" if row.seconds is None else f"{row.seconds:.0f}", row.note,
     ]  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 Runs in the peers' environment, which needs torch and model-compression-toolkit, and not qcompile.  NETWORK.npz is what
 `benchmarks.quantizers` writes of a canonical float network, so that layers have the same names on both sides.  With
-`--bytes` the toolkit chooses the bits of the weights itself; with `--plan` it takes a plan's.  OUT.npz gets `answers`,
-the class of each sample of DATA.npz, and `report`, JSON with the bits of each layer, the bytes and the seconds.
+`--bytes` the toolkit chooses the bits of the weights itself; with `--plan` it takes a plan's.  OUT.npz gets `scores`,
+(n, classes) for the samples of DATA.npz, and `report`, JSON with the bits of each layer, the bytes and the seconds.
 """
 
 from __future__ import annotations
@@ -191,10 +191,10 @@ def bits_of(module: Any) -> dict[str, int]:
     }
 
 
-def answers(module: Any, data: Mapping[str, Any], port: str) -> Any:
-    """The class of each sample, int64 (n,)."""
+def scores(module: Any, data: Mapping[str, Any], port: str) -> Any:
+    """What the module finds for each class of each sample, (n, classes)."""
     with torch.no_grad():
-        found = [module(torch.from_numpy(part)).flatten(1).argmax(dim=1).numpy() for (part,) in batches(data, port)]
+        found = [module(torch.from_numpy(part)).flatten(1).numpy() for (part,) in batches(data, port)]
     return np.concatenate(found)
 
 
@@ -224,9 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = quantize(network, dict(np.load(options.calib)), options.bytes, plan, options.widths)
         report["toolkit"] = load_toolkit().__version__
         report["bits"] = {layer_modules(network)[name]: bits for name, bits in bits_of(module).items()}
-    found = answers(module, data, about["port"])
+    found = scores(module, data, about["port"])
     report["seconds"] = time.perf_counter() - begun
-    np.savez(options.out, answers=found, report=json.dumps(report))
+    np.savez(options.out, scores=found, report=json.dumps(report))
     return 0
 
 

@@ -177,25 +177,23 @@ def round_columns(w: Float, factor: Factor, scale: Float, top: int | Float) -> t
 def _rounded(aim: Float, factor: Factor, scale: Float, top: Float) -> tuple[Float, Float]:
     """Integers of the columns (G, K, N) in the factor's order, and the errors of the roundings, (G, N)."""
     groups, size, _ = aim.shape
-    # What each column should be, to make up for the ones before it.
-    wanted = aim.copy()
-    q, total = np.empty_like(aim), np.zeros((groups, aim.shape[2]), aim.dtype)
+    q, errors, total = np.empty_like(aim), np.empty_like(aim), np.zeros((groups, aim.shape[2]), aim.dtype)
     for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
-        errors = np.empty((groups, stop - start, aim.shape[2]), aim.dtype)
-        for first in range(start, stop, _INNER):
-            last = min(first + _INNER, stop)
+        block = slice(start, min(start + _BLOCK, size))
+        # What each column should be, to make up for the ones before it.
+        wanted = aim[:, block] - factor.spread[:, :start, block].swapaxes(1, 2) @ errors[:, :start]
+        for first in range(start, block.stop, _INNER):
+            last = min(first + _INNER, block.stop)
             for j in range(first, last):
-                q[:, j] = nearest(wanted[:, j], scale, top)
-                error = errors[:, j - start]
-                np.subtract(q[:, j] * scale, aim[:, j], out=error)
+                q[:, j] = nearest(wanted[:, j - start], scale, top)
+                np.subtract(q[:, j] * scale, aim[:, j], out=errors[:, j])
                 if j + 1 < last:
-                    wanted[:, j + 1 : last] -= factor.spread[:, j, j + 1 : last, None] * error[:, None]
-            spread = factor.spread[:, first:last, last:stop].swapaxes(1, 2)
-            wanted[:, last:stop] -= spread @ errors[:, first - start : last - start]
-        missed = q[:, start:stop] * scale[:, None] - wanted[:, start:stop]
-        total += (factor.pivots[:, start:stop, None] * np.square(missed)).sum(axis=1)
-        wanted[:, stop:] -= factor.spread[:, start:stop, stop:].swapaxes(1, 2) @ errors
+                    spread = factor.spread[:, j, j + 1 : last, None]
+                    wanted[:, j + 1 - start : last - start] -= spread * errors[:, j, None]
+            spread = factor.spread[:, first:last, last : block.stop].swapaxes(1, 2)
+            wanted[:, last - start :] -= spread @ errors[:, first:last]
+        missed = q[:, block] * scale[:, None] - wanted
+        total += (factor.pivots[:, block, None] * np.square(missed)).sum(axis=1)
     return q, total
 
 

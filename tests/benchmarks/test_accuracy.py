@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import Accuracy, budget, measured_before, paired_error
+from benchmarks.accuracy import Accuracy, budget, divergence, measured_before, paired_error
 
 
 def test_only_samples_that_differ_count() -> None:
@@ -30,8 +30,17 @@ def test_budgets_are_shares_of_the_8_bit_bytes() -> None:
 
 
 def test_what_was_measured_is_kept(tmp_path: Path) -> None:
-    row = Accuracy("net", "w4a8", "gptq", 10, 0.9, 0.8, 0.1, 0.85, 100, 1.5)
+    row = Accuracy("net", "w4a8", "gptq", 10, 0.9, 0.8, 0.1, 0.85, 0.02, 100, 1.5)
     file = tmp_path / "rows.json"
     assert measured_before(None) == measured_before(file) == []
     file.write_text(json.dumps([asdict(row)]))
     assert measured_before(file) == [row]
+
+
+def test_divergence_of_scores_and_of_probabilities() -> None:
+    """Of (¼, ¾) and (½, ½), by hand; what is added to all scores of a sample changes nothing."""
+    real, found = np.log([[0.25, 0.75]]) + 5, np.log([[0.5, 0.5]]) - 3
+    wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert divergence(real, found) == pytest.approx(wanted)
+    assert divergence(np.array([[0.25, 0.75]]), np.array([[0.5, 0.5]])) == pytest.approx(wanted)
+    assert divergence(real, real) == 0.0

@@ -59,7 +59,7 @@ def test_bits_go_from_one_to_the_other(tmp_path: Path, monkeypatch: pytest.Monke
 
     def peer(module: str, paths: list[str], options: list[str]) -> tuple[dict[str, Any], np.ndarray]:
         asked.append(options)
-        return {"bits": dict.fromkeys(layers, 4)}, bench.float_answers
+        return {"bits": dict.fromkeys(layers, 4)}, bench.float_scores
 
     monkeypatch.setattr(bench, "_peer", peer)
     row = Row("digits_resnet", "mixed50", TOOLKIT, TOOLKIT)
