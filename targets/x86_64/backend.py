@@ -118,6 +118,8 @@ class X86Avx2(CpuBackend):
             winograd_variant("winograd-4", Avx2(), F4),
             winograd_variant("winograd-2", Avx2(), F2),
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16, conv_sums.emit),
+            # A tile of 8 pixels leaves registers for weights, shuffles and products.
+            direct_variant("maddubs-windows", Avx2Saturating(registers=10), emit=conv_pairs.emit_windows),
             direct_variant("maddubs-split", Avx2Saturating(), emit=conv_pairs.emit),
             # Two sums for each accumulator of a tile.
             direct_variant("maddubs-halves", Avx2Saturating(registers=8), emit=conv_sums.emit_halves),

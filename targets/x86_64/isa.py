@@ -110,6 +110,11 @@ class Avx2Saturating(Avx2):
         bytes_x, bytes_w = reinterpret("int8x32", x), reinterpret("int8x32", w)
         return llvm("llvm.x86.avx2.pmadd.ub.sw", "int16x16", bytes_x, bytes_w)
 
+    def shuffled(self, x: Expr, order: Expr) -> Expr:
+        """The bytes of x in another order within every 16 bytes; `order` holds numbers from 0 to 15."""
+        bytes_x, bytes_order = reinterpret("int8x32", x), reinterpret("int8x32", order)
+        return reinterpret("int32x8", llvm("llvm.x86.avx2.pshuf.b", "int8x32", bytes_x, bytes_order))
+
     def widened(self, pairs: Expr) -> Expr:
         """The sums of every two int16, as int32x8."""
         return _madd(reinterpret("int32x8", pairs), const(0x00010001, "int32x8"))

@@ -36,7 +36,7 @@ def differing(name: str, cases: Cases, variant: str, inputs: Any, folder: Path) 
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("x86-vnni", "vnni"), *(("x86-avx2", way) for way in ("madd", "maddubs-split", "maddubs-halves"))],
+    [("x86-vnni", "vnni"), *(("x86-avx2", way) for way in ("madd", "maddubs-split", "maddubs-windows", "maddubs-halves"))],
 )
 def test_weights_that_are_prefetched(name: str, variant: str, tmp_path: Path) -> None:
     """Remainders of rows and columns, fewer tiles than blocks, a single tile."""
@@ -153,7 +153,7 @@ def test_winograd_2_at_its_bound(name: str, variant: str, total: int, beyond: in
     assert wrong == []
 
 
-@pytest.mark.parametrize("variant", ["maddubs-split", "maddubs-halves"])
+@pytest.mark.parametrize("variant", ["maddubs-split", "maddubs-windows", "maddubs-halves"])
 @pytest.mark.parametrize("act", [8, 7])
 def test_pairs_that_would_saturate(act: int, variant: str, tmp_path: Path) -> None:
     """Pairs of weights at what `vpmaddubsw` holds and one beyond, of either sign; blocks without any, or with all."""

@@ -1,0 +1,139 @@
+"""Weights for an instruction that adds two products in 16 bits with saturation, so that it provably does not.
+
+Inputs are never negative and at most q, so two products fit where weights of one sign add up to at most `most` =
+⌊32767/q⌋ in magnitude.  What of a pair is beyond that is taken out of its second weight: the **heads** remain, the
+**rests** are multiplied in extra steps, listed for every block of outputs.
+
+Which inputs are a pair is a choice.  With a `span` of 2 they are neighbours in memory.  With a span of SPAN every output
+pairs its own weights among so many inputs, and a shuffle of bytes brings them together in its lane: the largest with the
+smallest, the second largest with the second smallest, and so on.  If any choice leaves no rests, this one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qcompile.ir import Array
+from targets._tvm.packing import STEP, direct
+
+SPAN = 16
+"""Inputs that a shuffle of bytes reaches."""
+
+WINDOW = 8
+"""Weights of an output in two steps of a span: neighbours in memory, and each other's summands in 16 bits."""
+
+_PLACES = (0, 15, 1, 14, 7, 8, 6, 9, 2, 13, 3, 12, 5, 10, 4, 11)
+"""The rank of the weight in every place of [windows, steps, pairs, 2]; pairs that a window adds up are rank i and 7 − i."""
+
+
+def _split(w: Array, span: int, most: int, **shape: Any) -> tuple[Array, Array]:
+    """Heads and rests: int8[blocks, KH, runs, steps, lanes, bytes of a step], a step being STEP or SPAN bytes.
+
+    Args:
+        span: 2 or SPAN.
+        most: at least 128.
+        shape: arguments of `direct`.
+    """
+    whole = direct(w, **shape, step=max(span, STEP))[:, :, :, :, 0]
+    rest = _excess(whole.reshape(-1, span), most).reshape(whole.shape)
+    return whole - rest, rest
+
+
+def _excess(rows: Array, most: int) -> Array:
+    """What the second weights of all pairs give away, for spans of weights: int8[spans, span] of either."""
+    span = rows.shape[1]
+    order = np.argsort(rows, axis=1, kind="stable") if span > 2 else np.broadcast_to(np.arange(2), rows.shape)
+    ranked = np.take_along_axis(rows, order, axis=1).astype(np.int16)
+    # The magnitude of the sum is beyond `most` ≥ 128 only where both have one sign.
+    sums = (ranked + ranked[:, ::-1])[:, : span // 2]
+    excess = np.sign(sums) * np.maximum(np.abs(sums) - most, 0)
+    rest = np.zeros_like(rows)
+    np.put_along_axis(rest, order[:, ::-1][:, : span // 2], excess.astype(np.int8), axis=1)
+    return rest
+
+
+def _rest_steps(w: Array, span: int, most: int, **shape: Any) -> tuple[Array, tuple[Array, ...]]:
+    """int8[blocks, KH, runs, 2, steps of STEP bytes, lanes, STEP]; where in it steps with rests are, block by block."""
+    rest = _split(w, span, most, **shape)[1]
+    pieces = rest.reshape(*rest.shape[:5], -1, STEP).swapaxes(4, 5)
+    steps = pieces.reshape(*rest.shape[:3], -1, *pieces.shape[5:])
+    # Rests of different pairs may be neighbours in memory, whose sum is too much again.
+    again = _excess(steps.reshape(-1, 2), most).reshape(steps.shape)
+    both = np.stack([steps - again, again], axis=3)
+    return both, tuple(np.nonzero(both.any(axis=(5, 6))))
+
+
+def pair_heads(w: Array, **split: Any) -> Array:
+    """`direct` without the excess of neighbours; arguments as of `_split`."""
+    return _split(w, **split)[0]
+
+
+def pair_rests(w: Array, **split: Any) -> Array:
+    """int8[steps with rests + 1, lanes, 4]: zeros last."""
+    steps, found = _rest_steps(w, **split)
+    return np.pad(steps[found], ((0, 1), (0, 0), (0, 0)))
+
+
+def pair_offsets(w: Array, strides: Sequence[int], **split: Any) -> Array:
+    """int32[steps with rests + 1]: bytes from the first input of an output to those of the step.
+
+    `strides`: bytes from one kernel row, and run, to the next.
+    """
+    _, row, run, _, step = _rest_steps(w, **split)[1]
+    return np.pad(row * strides[0] + run * strides[1] + step * STEP, (0, 1)).astype(np.int32)
+
+
+def pair_starts(w: Array, **split: Any) -> Array:
+    """int32[blocks + 1]: where the steps of a block begin in `pair_rests`."""
+    steps, found = _rest_steps(w, **split)
+    return np.searchsorted(found[0], np.arange(len(steps) + 1)).astype(np.int32)
+
+
+def _windows(w: Array, most: int, **shape: Any) -> tuple[Array, Array, Array, Array]:
+    """The windows of every block, those first whose four products of a pair of pairs always fit 16 bits together.
+
+    Returns:
+        weights, shuffles: int8[blocks, windows, 2 steps, lanes, 4]; a shuffle is the number of an input in its span.
+        numbers: int[blocks, windows], of the span in (KH, runs, spans).
+        fitting: int[blocks], how many fit.
+    """
+    heads = _split(w, SPAN, most, **shape)[0]
+    blocks, lanes = heads.shape[0], heads.shape[4]
+    rows = heads.reshape(blocks, -1, lanes, SPAN)
+    shuffles = np.argsort(rows, axis=-1, kind="stable")[..., list(_PLACES)]
+    weights = np.take_along_axis(rows, shuffles, axis=-1)
+    parts = weights.reshape(*rows.shape[:3], SPAN // WINDOW, 2, 2, 2).astype(np.int16)
+    sums = [np.maximum(sign * parts, 0).sum(axis=(4, 6)) for sign in (1, -1)]
+    fits = np.all(np.maximum(*sums) <= most, axis=(2, 4)).reshape(blocks, -1)
+    order = np.argsort(~fits, axis=1, kind="stable")
+
+    def sort(values: Array) -> Array:
+        steps = values.reshape(blocks, -1, lanes, SPAN // WINDOW, 2, STEP).transpose(0, 1, 3, 4, 2, 5)
+        flat = steps.reshape(blocks, -1, 2, lanes, STEP)
+        return np.take_along_axis(flat, order[:, :, None, None, None], axis=1).astype(np.int8)
+
+    return sort(weights), sort(shuffles), order // (SPAN // WINDOW), fits.sum(axis=1)
+
+
+def window_weights(w: Array, most: int, **shape: Any) -> Array:
+    """int8[blocks, windows, 2 steps, 2, lanes, 4]: the shuffle of a step, then its weights."""
+    weights, shuffles, _, _ = _windows(w, most, **shape)
+    return np.stack([shuffles, weights], axis=3)
+
+
+def window_offsets(w: Array, most: int, strides: Sequence[int], **shape: Any) -> Array:
+    """int32[blocks, windows]: bytes from the first input of an output to the first of a window's span.
+
+    `strides`: bytes from one kernel row, and run, to the next.
+    """
+    _, rows, runs, spans = _split(w, SPAN, most, **shape)[0].shape[:4]
+    grid = np.add.outer(np.add.outer(np.arange(rows) * strides[0], np.arange(runs) * strides[1]), np.arange(spans) * SPAN)
+    return grid.reshape(-1)[_windows(w, most, **shape)[2]].astype(np.int32)
+
+
+def window_counts(w: Array, most: int, **shape: Any) -> Array:
+    """int32[blocks]: windows of a block, from its first one, whose products may be added in 16 bits."""
+    return _windows(w, most, **shape)[3].astype(np.int32)
