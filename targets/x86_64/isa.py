@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvm import tirx as tir
 
 from targets._tvm.builder import Expr, const, llvm, reinterpret
-from targets._tvm.isa import Operand
+from targets._tvm.isa import EvenProducts, Operand
 
 INT16_MAX = 32767
 """The largest sum of two products that `vpmaddubsw` holds; it saturates beyond."""
@@ -51,7 +51,7 @@ class Vnni:
 
 
 @dataclass(frozen=True, slots=True)
-class Avx2:
+class Avx2(EvenProducts):
     """AVX2: `vpmaddwd` on the even and on the odd bytes widened to int16; exact for every value."""
 
     lanes: int = 8
