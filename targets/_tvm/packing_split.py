@@ -42,16 +42,20 @@ def _split(w: Array, span: int, most: int, **shape: Any) -> tuple[Array, Array]:
     return whole - rest, rest
 
 
+def _ranked(rows: Array) -> Array:
+    """int16[…, span] in ascending order: 16 times a weight plus its number in the span."""
+    return np.sort(rows.astype(np.int16) * SPAN + np.arange(rows.shape[-1], dtype=np.int16), axis=-1)
+
+
 def _excess(rows: Array, most: int) -> Array:
     """What the second weights of all pairs give away, for spans of weights: int8[spans, span] of either."""
-    span = rows.shape[1]
-    order = np.argsort(rows, axis=1, kind="stable") if span > 2 else np.broadcast_to(np.arange(2), rows.shape)
-    ranked = np.take_along_axis(rows, order, axis=1).astype(np.int16)
+    span, rest = rows.shape[1], np.zeros_like(rows)
+    keys = _ranked(rows) if span > 2 else rows.astype(np.int16) * SPAN + np.arange(2, dtype=np.int16)
+    pairs, seconds = (keys >> 4)[:, : span // 2], keys[:, span // 2 :][:, ::-1]
     # The magnitude of the sum is beyond `most` ≥ 128 only where both have one sign.
-    sums = (ranked + ranked[:, ::-1])[:, : span // 2]
-    excess = np.sign(sums) * np.maximum(np.abs(sums) - most, 0)
-    rest = np.zeros_like(rows)
-    np.put_along_axis(rest, order[:, ::-1][:, : span // 2], excess.astype(np.int8), axis=1)
+    sums = pairs + (seconds >> 4)
+    where = np.nonzero(np.abs(sums) > most)
+    rest[where[0], seconds[where] & SPAN - 1] = sums[where] - np.sign(sums[where]) * most
     return rest
 
 
@@ -92,48 +96,40 @@ def pair_starts(w: Array, **split: Any) -> Array:
     return np.searchsorted(found[0], np.arange(len(steps) + 1)).astype(np.int32)
 
 
-def _windows(w: Array, most: int, **shape: Any) -> tuple[Array, Array, Array, Array]:
+def _windows(w: Array, most: int, **shape: Any) -> tuple[Array, Array, Array]:
     """The windows of every block, those first whose four products of a pair of pairs always fit 16 bits together.
 
     Returns:
-        weights, shuffles: int8[blocks, windows, 2 steps, lanes, 4]; a shuffle is the number of an input in its span.
+        keys: int16[blocks, windows, 2 steps, lanes, 4], as of `_ranked`.
         numbers: int[blocks, windows], of the span in (KH, runs, spans).
         fitting: int[blocks], how many fit.
     """
     heads = _split(w, SPAN, most, **shape)[0]
     blocks, lanes = heads.shape[0], heads.shape[4]
-    rows = heads.reshape(blocks, -1, lanes, SPAN)
-    shuffles = np.argsort(rows, axis=-1, kind="stable")[..., list(_PLACES)]
-    weights = np.take_along_axis(rows, shuffles, axis=-1)
-    parts = weights.reshape(*rows.shape[:3], SPAN // WINDOW, 2, 2, 2).astype(np.int16)
-    sums = [np.maximum(sign * parts, 0).sum(axis=(4, 6)) for sign in (1, -1)]
-    fits = np.all(np.maximum(*sums) <= most, axis=(2, 4)).reshape(blocks, -1)
+    keys = _ranked(heads.reshape(blocks, -1, lanes, SPAN))[..., list(_PLACES)]
+    steps = keys.reshape(blocks, -1, lanes, SPAN // WINDOW, 2, STEP).transpose(0, 1, 3, 4, 2, 5)
+    steps = steps.reshape(blocks, -1, 2, lanes, STEP)
+    pairs = (steps >> 4).reshape(*steps.shape[:4], 2, 2)
+    sums = [np.maximum(sign * pairs, 0).sum(axis=(2, 5), dtype=np.int16) for sign in (1, -1)]
+    fits = np.all(np.maximum(*sums) <= most, axis=(2, 3))
     order = np.argsort(~fits, axis=1, kind="stable")
-
-    def sort(values: Array) -> Array:
-        steps = values.reshape(blocks, -1, lanes, SPAN // WINDOW, 2, STEP).transpose(0, 1, 3, 4, 2, 5)
-        flat = steps.reshape(blocks, -1, 2, lanes, STEP)
-        return np.take_along_axis(flat, order[:, :, None, None, None], axis=1).astype(np.int8)
-
-    return sort(weights), sort(shuffles), order // (SPAN // WINDOW), fits.sum(axis=1)
+    return steps[np.arange(blocks)[:, None], order], order // (SPAN // WINDOW), fits.sum(axis=1)
 
 
 def window_weights(w: Array, most: int, **shape: Any) -> Array:
-    """int8[blocks, windows, 2 steps, 2, lanes, 4]: the shuffle of a step, then its weights."""
-    weights, shuffles, _, _ = _windows(w, most, **shape)
-    return np.stack([shuffles, weights], axis=3)
+    """int8[blocks, windows, 2 steps, 2, lanes, 4]: the number of each input in its span, then the weights."""
+    keys = _windows(w, most, **shape)[0]
+    return np.stack([keys & SPAN - 1, keys >> 4], axis=3).astype(np.int8)
 
 
-def window_offsets(w: Array, most: int, strides: Sequence[int], **shape: Any) -> Array:
-    """int32[blocks, windows]: bytes from the first input of an output to the first of a window's span.
+def window_table(w: Array, most: int, strides: Sequence[int], **shape: Any) -> Array:
+    """int32[blocks, 1 + windows]: how many windows, from the first one, may be added in 16 bits; of every window the
+    bytes from the first input of an output to the first of its span.
 
     `strides`: bytes from one kernel row, and run, to the next.
     """
-    _, rows, runs, spans = _split(w, SPAN, most, **shape)[0].shape[:4]
-    grid = np.add.outer(np.add.outer(np.arange(rows) * strides[0], np.arange(runs) * strides[1]), np.arange(spans) * SPAN)
-    return grid.reshape(-1)[_windows(w, most, **shape)[2]].astype(np.int32)
-
-
-def window_counts(w: Array, most: int, **shape: Any) -> Array:
-    """int32[blocks]: windows of a block, from its first one, whose products may be added in 16 bits."""
-    return _windows(w, most, **shape)[3].astype(np.int32)
+    _, numbers, fitting = _windows(w, most, **shape)
+    _, rows, runs, spans = direct(w, **shape, step=SPAN).shape[:4]
+    row, run, span = np.unravel_index(numbers, (rows, runs, spans))
+    places = row * strides[0] + run * strides[1] + span * SPAN
+    return np.concatenate([fitting[:, None], places], axis=1).astype(np.int32)

@@ -61,7 +61,6 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         packing_split.pair_offsets,
         packing_split.pair_starts,
         packing_split.window_weights,
-        packing_split.window_offsets,
-        packing_split.window_counts,
+        packing_split.window_table,
     )
 }

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from qcompile.ir import int_range
-from targets._tvm.builder import Expr, broadcast, reinterpret, shuffle, vec
+from targets._tvm.builder import Expr, broadcast, const, reinterpret, shuffle, vec
 from targets._tvm.context import Constant, Context, Emitted
 from targets._tvm.kernels.conv_direct import DirectConv
 from targets._tvm.kernels.tiling import Tile
@@ -96,28 +96,27 @@ class WindowConv(PairConv):
         return 1
 
     def _heads(self) -> Constant:
-        self.places = self.ctx.constant(self._packed("window_offsets", strides=self.strides))
-        self.fitting = self.ctx.constant(self._packed("window_counts"))
+        self.table = self.ctx.constant(self._packed("window_table", strides=self.strides))
         return self._packed("window_weights")
 
     def _tile(self, tile: Tile, block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
         b, accs, x0 = self.b, self._accumulators(tile, block), self._first_input(block, row, col)
-        first, count = b.let(block * self.windows), b.let(b.load(self.fitting, block))
-        for start, end, sums in ((first, count, True), (first + count, self.windows - count, False)):
-            with b.loop(b.let(end)) as i:
-                one = b.let(start + i)
-                self._window(tile, accs[0], b.let(x0 + b.load(self.places, one)), one, sums)
+        entry = b.let(block * (1 + self.windows))
+        fitting, w0 = b.let(b.load(self.table, entry)), b.let(block * self.block_bytes)
+        for start, count, sums in ((const(0), fitting, True), (fitting, b.let(self.windows - fitting), False)):
+            with b.loop(count) as i:
+                window = b.let(start + i)
+                inputs = b.let(x0 + b.load(self.table, entry + 1 + window))
+                self._window(tile, accs[0], inputs, b.let(w0 + window * (4 * self.lanes * STEP)), sums)
         self._finish(tile, accs, block, row, col, exact)
 
-    def _window(self, tile: Tile, accs: list[Expr], inputs: Expr, window: Expr, sums: bool) -> None:
+    def _window(self, tile: Tile, accs: list[Expr], inputs: Expr, weights: Expr, sums: bool) -> None:
         """One window into the accumulators of all pixels; with `sums` its steps are added in 16 bits."""
-        b, isa, size = self.b, cast(Avx2Saturating, self.isa), self.lanes * STEP
-        at, wide = b.let(window * (4 * size)), vec("int32", self.lanes)
-        for ahead in self._ahead:
-            b.prefetch(self.weights, at + ahead)
-            b.prefetch(self.weights, at + ahead + 2 * size)
+        b, isa, size, wide = self.b, cast(Avx2Saturating, self.isa), self.lanes * STEP, vec("int32", self.lanes)
+        for ahead in (a + line for a in self._ahead for line in (0, 2 * size)):
+            b.prefetch(self.weights, weights + ahead)
         order, w, more_order, more = (
-            b.let(reinterpret(wide, b.load(self.weights, at + i * size, size))) for i in range(4)
+            b.let(reinterpret(wide, b.load(self.weights, weights + i * size, size))) for i in range(4)
         )
         for p, acc in enumerate(accs):
             span = b.let(b.load(self.source.buffer, inputs + self._offset(tile, p), SPAN))
