@@ -29,12 +29,12 @@ _PLACES = (0, 15, 1, 14, 7, 8, 6, 9, 2, 13, 3, 12, 5, 10, 4, 11)
 """The rank of the weight in every place of [windows, steps, pairs, 2]; pairs that a window adds up are rank i and 7 − i."""
 
 
-def _split(w: Array, span: int, most: int, **shape: Any) -> tuple[Array, Array]:
+def _split(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, Array]:
     """Heads and rests: int8[blocks, KH, runs, steps, lanes, bytes of a step], a step being STEP or SPAN bytes.
 
     Args:
-        span: 2 or SPAN.
         most: at least 128.
+        span: 2 or SPAN.
         shape: arguments of `direct`.
     """
     whole = direct(w, **shape, step=max(span, STEP))[:, :, :, :, 0]
@@ -59,9 +59,9 @@ def _excess(rows: Array, most: int) -> Array:
     return rest
 
 
-def _rest_steps(w: Array, span: int, most: int, **shape: Any) -> tuple[Array, tuple[Array, ...]]:
+def _rest_steps(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, tuple[Array, ...]]:
     """int8[blocks, KH, runs, 2, steps of STEP bytes, lanes, STEP]; where in it steps with rests are, block by block."""
-    rest = _split(w, span, most, **shape)[1]
+    rest = _split(w, most, span, **shape)[1]
     pieces = rest.reshape(*rest.shape[:5], -1, STEP).swapaxes(4, 5)
     steps = pieces.reshape(*rest.shape[:3], -1, *pieces.shape[5:])
     # Rests of different pairs may be neighbours in memory, whose sum is too much again.
@@ -104,7 +104,7 @@ def _windows(w: Array, most: int, **shape: Any) -> tuple[Array, Array, Array]:
         numbers: int[blocks, windows], of the span in (KH, runs, spans).
         fitting: int[blocks], how many fit.
     """
-    heads = _split(w, SPAN, most, **shape)[0]
+    heads = _split(w, most, SPAN, **shape)[0]
     blocks, lanes = heads.shape[0], heads.shape[4]
     keys = _ranked(heads.reshape(blocks, -1, lanes, SPAN))[..., list(_PLACES)]
     steps = keys.reshape(blocks, -1, lanes, SPAN // WINDOW, 2, STEP).transpose(0, 1, 3, 4, 2, 5)
