@@ -4,9 +4,9 @@ Inputs are never negative and at most q, so two products fit where weights of on
 ⌊32767/q⌋ in magnitude.  What of a pair is beyond that is taken out of its second weight: the **heads** remain, the
 **rests** are multiplied in extra steps, listed for every block of outputs.
 
-Which inputs are a pair is a choice.  With a `span` of 2 they are neighbours in memory.  With a span of SPAN every output
-pairs its own weights among so many inputs, and a shuffle of bytes brings them together in its lane: the largest with the
-smallest, the second largest with the second smallest, and so on.  If any choice leaves no rests, this one does.
+Which inputs are a pair is a choice.  With a `span` of 2 they are neighbours in memory.  With a span of SPAN every
+output pairs its own weights among so many inputs, and a shuffle of bytes brings them together in its lane: the largest
+with the smallest, the second largest with the second smallest, and so on.  If any choice leaves no rests, this one does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ WINDOW = 8
 """Weights of an output in two steps of a span: neighbours in memory, and each other's summands in 16 bits."""
 
 _PLACES = (0, 15, 1, 14, 7, 8, 6, 9, 2, 13, 3, 12, 5, 10, 4, 11)
-"""The rank of the weight in every place of [windows, steps, pairs, 2]; pairs that a window adds up are rank i and 7 − i."""
+"""The rank of the weight in every place of [windows, steps, pairs, 2].  A window adds the pair of ranks i and 15 − i to
+that of ranks 7 − i and 8 + i."""
 
 
 def _split(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, Array]:

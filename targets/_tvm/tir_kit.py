@@ -116,7 +116,9 @@ class TirKit:
         bits = const(_HALF, self._half)
         if self._moves:
             moved = shuffle(x.expr, x.expr, [i | 1 for i in range(self.lanes)])
-            return Pair(*(tir.shift_right(tir.shift_left(v, bits), bits) for v in (whole, reinterpret(self._half, moved))))
+            return Pair(
+                *(tir.shift_right(tir.shift_left(v, bits), bits) for v in (whole, reinterpret(self._half, moved)))
+            )
         return Pair(tir.shift_right(tir.shift_left(whole, bits), bits), tir.shift_right(whole, bits))
 
     def _apply(self, function: Any, x: Any, y: Any) -> Any:
