@@ -6,7 +6,7 @@ Inputs are never negative and at most q, so two products fit where weights of on
 
 Which inputs are a pair is a choice.  With a `span` of 2 they are neighbours in memory.  With a span of SPAN every
 output pairs its own weights among so many inputs, and a shuffle of bytes brings them together in its lane: the largest
-with the smallest, the second largest with the second smallest, and so on.  If any choice leaves no rests, this one does.
+with the smallest, the second largest with the second smallest, and so on: if any choice leaves no rests, this does.
 """
 
 from __future__ import annotations
