@@ -43,15 +43,16 @@ def _split(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, Arr
     return whole - rest, rest
 
 
-def _ranked(rows: Array) -> Array:
-    """int16[…, span] in ascending order: 16 times a weight plus its number in the span."""
-    return np.sort(rows.astype(np.int16) * SPAN + np.arange(rows.shape[-1], dtype=np.int16), axis=-1)
+def _keys(rows: Array, span: int) -> Array:
+    """int16[…, span]: 16 times a weight plus its number in the span; in ascending order, but for two neighbours."""
+    keys: Array = rows.astype(np.int16) * SPAN + np.arange(span, dtype=np.int16)
+    return keys if span == 2 else np.sort(keys, axis=-1)
 
 
 def _excess(rows: Array, most: int) -> Array:
     """What the second weights of all pairs give away, for spans of weights: int8[spans, span] of either."""
     span, rest = rows.shape[1], np.zeros_like(rows)
-    keys = _ranked(rows) if span > 2 else rows.astype(np.int16) * SPAN + np.arange(2, dtype=np.int16)
+    keys = _keys(rows, span)
     pairs, seconds = (keys >> 4)[:, : span // 2], keys[:, span // 2 :][:, ::-1]
     # The magnitude of the sum is beyond `most` ≥ 128 only where both have one sign.
     sums = pairs + (seconds >> 4)
@@ -101,13 +102,13 @@ def _windows(w: Array, most: int, **shape: Any) -> tuple[Array, Array, Array]:
     """The windows of every block, those first whose four products of a pair of pairs always fit 16 bits together.
 
     Returns:
-        keys: int16[blocks, windows, 2 steps, lanes, 4], as of `_ranked`.
+        keys: int16[blocks, windows, 2 steps, lanes, 4], as of `_keys`.
         numbers: int[blocks, windows], of the span in (KH, runs, spans).
         fitting: int[blocks], how many fit.
     """
     heads = _split(w, most, SPAN, **shape)[0]
     blocks, lanes = heads.shape[0], heads.shape[4]
-    keys = _ranked(heads.reshape(blocks, -1, lanes, SPAN))[..., list(_PLACES)]
+    keys = _keys(heads.reshape(blocks, -1, lanes, SPAN), SPAN)[..., list(_PLACES)]
     steps = keys.reshape(blocks, -1, lanes, SPAN // WINDOW, 2, STEP).transpose(0, 1, 3, 4, 2, 5)
     steps = steps.reshape(blocks, -1, 2, lanes, STEP)
     pairs = (steps >> 4).reshape(*steps.shape[:4], 2, 2)

@@ -143,7 +143,7 @@ class DirectConv:
         self.runs = 1 if merged else kw
         self.run_bytes = kw * w.shape[1] if merged else input_width(w, self.groups, self.lanes)
         self.run_steps = -(-self.run_bytes // self.step) * (self.step // STEP)
-        self.steps = self.kh * self.runs * self.run_steps
+        self.steps: int = self.kh * self.runs * self.run_steps
         self.weights = ctx.constant(self._pack(merged))
         self.far = self.blocks * self.block_bytes >= FAR_BYTES
         self._ahead: list[Expr] = []
