@@ -16,7 +16,7 @@ from qcompile.ir import Array, Node, storage
 from qcompile.target.program import Kernel, Layout, Program
 from targets._tvm.builder import Builder, Expr, const
 from targets._tvm.isa import Isa
-from targets._tvm.packing import Recipe
+from targets._tvm.recipes import Recipe
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,14 @@ class Rounding:
         raise NotImplementedError
 
 
+class EvenProducts:
+    """Base of an instruction set that multiplies the even int32 lanes into 64 bits, but cannot shift int64 lanes right
+    with their sign.  Odd lanes are moved to even places: LLVM would not see that what it shifts there by other means
+    has 32 bits, and would multiply 64 bits in three parts."""
+
+    __slots__ = ()
+
+
 class Threads:
     """Base of an instruction set whose lanes are computed one by one: a table costs no more than a load, nothing is
     wider than `lanes`, and neighbours in memory are best computed at the same time."""

@@ -26,7 +26,7 @@ from qcompile.target.program import Kernel, Program
 from targets._tvm.build import Code, compile_functions, link
 from targets._tvm.builder import Builder
 from targets._tvm.context import Argument, Constant, Emitted, Scratch, Value
-from targets._tvm.packing import Recipe
+from targets._tvm.recipes import Recipe
 from targets._tvm.runner import DESCRIPTION, ENTRY, LIBRARY, SLACK, aligned
 
 

@@ -1,13 +1,8 @@
-"""How kernels want their constants: recipes from a graph's arrays to packed parameters.  NumPy only.
-
-A built library records a recipe for each pointer it reads, not the packed bytes: the artifact stores every
-constant once, and loading packs it again.
-"""
+"""How kernels want their constants: functions from a graph's arrays to packed parameters.  NumPy only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,25 +12,6 @@ from qcompile.ir import Array
 
 STEP = 4
 """Input bytes of one dot product."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """`name` of a function in RECIPES, the graph constants it is given, and its plain parameters."""
-
-    name: str
-    constants: tuple[str, ...] = ()
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-    def pack(self, arrays: Mapping[str, Array]) -> Array:
-        return np.ascontiguousarray(RECIPES[self.name](*[arrays[c] for c in self.constants], **self.params))
-
-    def to_json(self) -> list[Any]:
-        return [self.name, list(self.constants), dict(self.params)]
-
-    @staticmethod
-    def from_json(described: Sequence[Any]) -> Recipe:
-        return Recipe(described[0], tuple(described[1]), described[2])
 
 
 def plain(array: Array, dtype: str, axes: Sequence[int] = ()) -> Array:
@@ -155,50 +131,6 @@ def direct_half(w: Array, high: bool, **shape: Any) -> Array:
     return np.asarray((whole - low) // 16 if high else low, dtype=np.int8)
 
 
-def _split_pairs(w: Array, groups: int, lanes: int, merged: bool, most: int) -> tuple[Array, Array]:
-    """`direct` as the sum of two: in the first the magnitudes of two neighbours of one sign add up to at most `most`.
-
-    Only second weights of a pair are split.  Magnitudes alone are at most `most` ≥ 128.
-    """
-    whole = direct(w, groups, lanes, merged)
-    pairs = whole.astype(np.int16).reshape(-1, 2)
-    first, second = pairs[:, 0], pairs[:, 1]
-    excess = np.where(first * second > 0, np.maximum(np.abs(first) + np.abs(second) - most, 0), 0)
-    rest = np.stack([np.zeros_like(excess), excess * np.sign(second)], axis=1)
-    return (pairs - rest).astype(np.int8).reshape(whole.shape), rest.astype(np.int8).reshape(whole.shape)
-
-
-def _rest_steps(rest: Array) -> tuple[Array, ...]:
-    """Block, kernel row, run and step of every step that has remainders, block by block."""
-    return tuple(np.nonzero(rest.any(axis=(4, 5, 6))))
-
-
-def pair_heads(w: Array, **split: Any) -> Array:
-    """`direct` without the excess of its pairs; arguments as of `_split_pairs`."""
-    return _split_pairs(w, **split)[0]
-
-
-def pair_rests(w: Array, **split: Any) -> Array:
-    """int8[steps with remainders + 1, lanes, 4]: the excess; zeros last."""
-    rest = _split_pairs(w, **split)[1]
-    return np.pad(rest[_rest_steps(rest)][:, 0], ((0, 1), (0, 0), (0, 0)))
-
-
-def pair_offsets(w: Array, strides: Sequence[int], **split: Any) -> Array:
-    """int32[steps with remainders + 1]: bytes from the first input of an output to those of the step.
-
-    `strides`: bytes from one kernel row, and run, to the next.
-    """
-    _, row, run, step = _rest_steps(_split_pairs(w, **split)[1])
-    return np.pad(row * strides[0] + run * strides[1] + step * STEP, (0, 1)).astype(np.int32)
-
-
-def pair_starts(w: Array, **split: Any) -> Array:
-    """int32[blocks + 1]: where the steps of a block begin in `pair_rests`."""
-    rest = _split_pairs(w, **split)[1]
-    return np.searchsorted(_rest_steps(rest)[0], np.arange(len(rest) + 1)).astype(np.int32)
-
-
 def matrix(
     w: Array, groups: int, merged: int, pixel: int, across: int, run: int, cols: int, chunk: int, nibbles: bool
 ) -> Array:
@@ -297,32 +229,3 @@ def winograd_start(w: Array, *bias: Array, m: int, lanes: int, signed: bool = Fa
     start[first] = offsets[first] if signed else 0
     start[first] += WINOGRAD_BIAS[m] * bias[0].astype(np.int32) if bias else 0
     return np.pad(start, ((0, 0), (0, -w.shape[0] % lanes))).astype(np.int32)
-
-
-RECIPES: Mapping[str, Callable[..., Array]] = {
-    function.__name__: function
-    for function in (
-        plain,
-        literal,
-        vector,
-        columns,
-        zeros,
-        lane_table,
-        depthwise,
-        quads,
-        segment_table,
-        direct,
-        direct_half,
-        pair_heads,
-        pair_rests,
-        pair_offsets,
-        pair_starts,
-        tiles,
-        nibble_tiles,
-        matrix,
-        shifted_bias,
-        shifted_segments,
-        winograd_weights,
-        winograd_start,
-    )
-}

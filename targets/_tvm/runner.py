@@ -15,9 +15,9 @@ import numpy as np
 from qcompile.ir import Array, Graph, Grid, storage
 from qcompile.target.backend import Measurement, enough_runs
 from qcompile.target.clock import probe
-from targets._tvm.packing import Recipe
 from targets._tvm.pool import launcher, set_threads
 from targets._tvm.quantizer import BOUNDARY, NativeQuantizer, address
+from targets._tvm.recipes import Recipe
 
 ENTRY = "qcompile_run"
 LIBRARY = "library.so"

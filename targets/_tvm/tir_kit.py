@@ -16,7 +16,7 @@ from typing import Any
 from tvm import tirx as tir
 
 from targets._tvm.builder import Expr, broadcast, cast, const, dtype_of, lanes_of, llvm, reinterpret, shuffle, vec
-from targets._tvm.isa import Isa, Rounding
+from targets._tvm.isa import EvenProducts, Isa, Rounding
 
 _HALF = 32
 _SMALL = 1 << 30
@@ -74,13 +74,14 @@ class TirKit:
     Args:
         lanes: vector width of the values; scalars and Python integers are broadcast.
         wide_shift: every shift count given to `shr` is at least WIDE_SHIFT (the caller checked them).
-        isa: if it is `Rounding`, a wide shift uses its instructions.
+        isa: if it is `Rounding`, a wide shift uses its instructions; if it has `EvenProducts`, they are prepared for.
     """
 
     def __init__(self, lanes: int = 1, wide_shift: bool = False, isa: Isa | None = None) -> None:
         self.lanes = lanes
         self.wide_shift = wide_shift
         self._rounding = isa if isinstance(isa, Rounding) and wide_shift and lanes > 1 else None
+        self._moves = isinstance(isa, EvenProducts)
         self._half = vec("int64", lanes // 2)
 
     def i64(self, x: Any) -> Any:
@@ -113,6 +114,11 @@ class TirKit:
             return functools.reduce(lambda a, b: self._apply(operator.add, a, b), terms)
         whole = reinterpret(self._half, x.expr)
         bits = const(_HALF, self._half)
+        if self._moves:
+            moved = shuffle(x.expr, x.expr, [i | 1 for i in range(self.lanes)])
+            return Pair(
+                *(tir.shift_right(tir.shift_left(v, bits), bits) for v in (whole, reinterpret(self._half, moved)))
+            )
         return Pair(tir.shift_right(tir.shift_left(whole, bits), bits), tir.shift_right(whole, bits))
 
     def _apply(self, function: Any, x: Any, y: Any) -> Any:

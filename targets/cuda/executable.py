@@ -14,7 +14,7 @@ import numpy as np
 
 from qcompile.ir import Array, Graph, storage
 from qcompile.target.backend import Measurement, enough_runs
-from targets._tvm.packing import Recipe
+from targets._tvm.recipes import Recipe
 from targets.cuda import driver, images
 
 BINARY = "kernels.bin"

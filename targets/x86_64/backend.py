@@ -115,9 +115,12 @@ class X86Avx2(CpuBackend):
             Variant(
                 "winograd-2-maddubs", Avx2Saturating(), transformed_pairs_fit_int16, lambda ctx: winograd.emit(ctx, F2)
             ),
-            winograd_variant("winograd-4", Avx2(), F4),
+            # Values of 16 bits are multiplied as they are: one instruction a dot product, one register an operand.
+            winograd_variant("winograd-4", Avx2(dot_cycles=0.5, operand_registers=1), F4),
             winograd_variant("winograd-2", Avx2(), F2),
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16, conv_sums.emit),
+            # A tile of 8 pixels leaves registers for weights, shuffles and products.
+            direct_variant("maddubs-windows", Avx2Saturating(registers=10), emit=conv_pairs.emit_windows),
             direct_variant("maddubs-split", Avx2Saturating(), emit=conv_pairs.emit),
             # Two sums for each accumulator of a tile.
             direct_variant("maddubs-halves", Avx2Saturating(registers=8), emit=conv_sums.emit_halves),

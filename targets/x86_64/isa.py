@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvm import tirx as tir
 
 from targets._tvm.builder import Expr, const, llvm, reinterpret
-from targets._tvm.isa import Operand
+from targets._tvm.isa import EvenProducts, Operand
 
 INT16_MAX = 32767
 """The largest sum of two products that `vpmaddubsw` holds; it saturates beyond."""
@@ -51,7 +51,7 @@ class Vnni:
 
 
 @dataclass(frozen=True, slots=True)
-class Avx2:
+class Avx2(EvenProducts):
     """AVX2: `vpmaddwd` on the even and on the odd bytes widened to int16; exact for every value."""
 
     lanes: int = 8
@@ -109,6 +109,11 @@ class Avx2Saturating(Avx2):
         """x₀·w₀ + x₁·w₁ of every two bytes, as int16x16."""
         bytes_x, bytes_w = reinterpret("int8x32", x), reinterpret("int8x32", w)
         return llvm("llvm.x86.avx2.pmadd.ub.sw", "int16x16", bytes_x, bytes_w)
+
+    def shuffled(self, x: Expr, order: Expr) -> Expr:
+        """The bytes of x in another order within every 16 bytes; `order` holds numbers from 0 to 15."""
+        bytes_x, bytes_order = reinterpret("int8x32", x), reinterpret("int8x32", order)
+        return reinterpret("int32x8", llvm("llvm.x86.avx2.pshuf.b", "int8x32", bytes_x, bytes_order))
 
     def widened(self, pairs: Expr) -> Expr:
         """The sums of every two int16, as int32x8."""

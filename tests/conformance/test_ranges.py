@@ -17,6 +17,7 @@ from qcompile.semantics import interp
 from targets._tvm.kernels import conv_direct, winograd
 from targets._tvm.kernels.winograd_form import F2, F4, Form
 from targets._tvm.packing import direct
+from targets._tvm.packing_split import window_table
 from targets.x86_64.conv_sums import longest_window
 
 
@@ -36,7 +37,10 @@ def differing(name: str, cases: Cases, variant: str, inputs: Any, folder: Path) 
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("x86-vnni", "vnni"), *(("x86-avx2", way) for way in ("madd", "maddubs-split", "maddubs-halves"))],
+    [
+        ("x86-vnni", "vnni"),
+        *(("x86-avx2", way) for way in ("madd", "maddubs-split", "maddubs-windows", "maddubs-halves")),
+    ],
 )
 def test_weights_that_are_prefetched(name: str, variant: str, tmp_path: Path) -> None:
     """Remainders of rows and columns, fewer tiles than blocks, a single tile."""
@@ -153,7 +157,7 @@ def test_winograd_2_at_its_bound(name: str, variant: str, total: int, beyond: in
     assert wrong == []
 
 
-@pytest.mark.parametrize("variant", ["maddubs-split", "maddubs-halves"])
+@pytest.mark.parametrize("variant", ["maddubs-split", "maddubs-windows", "maddubs-halves"])
 @pytest.mark.parametrize("act", [8, 7])
 def test_pairs_that_would_saturate(act: int, variant: str, tmp_path: Path) -> None:
     """Pairs of weights at what `vpmaddubsw` holds and one beyond, of either sign; blocks without any, or with all."""
@@ -201,4 +205,46 @@ def test_sums_of_16_bits_at_their_bound(
     inputs = np.concatenate([inputs, rng.integers(0, 16, (2, channels, 5, 5))]).astype(np.uint8)
     used, wrong = differing("x86-avx2", cases, "maddubs", inputs, tmp_path)
     assert "maddubs" in used
+    assert wrong == []
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_windows_of_16_bits_at_their_bound(beyond: int, tmp_path: Path) -> None:
+    """Four weights of 32 times 255 are 32,640; with one more, in one lane of one sign, a window is not added up."""
+    w = np.full((32, 16, 1, 1), 32, dtype=np.int8)
+    w[8:16] *= -1
+    w[16:24, ::2] *= -1
+    w[3, 7] += beyond
+    w[12, 5] -= beyond
+    # Half of these weights have each sign: pairs are of both, and four of one sign never meet.
+    w[16, :4:2] -= beyond
+    w[24:] = np.where(np.arange(16) % 4 == 0, 127, -1)[:, None, None]
+    table = window_table(w, most=128, strides=[0, 0], groups=1, lanes=8, merged=True)
+    assert list(table[:, 0]) == [2 - beyond, 2 - beyond, 2, 2]
+    cases = extreme_case(w, 16, 5, 8, 1 << 18)
+    rng = np.random.default_rng(0)
+    patterns = [np.ones(16), np.arange(16) % 2, 1 - np.arange(16) % 2, np.arange(16) % 4 == 0]
+    inputs = np.stack([np.broadcast_to(255 * p[:, None, None], (16, 5, 5)) for p in patterns])
+    inputs = np.concatenate([inputs, rng.integers(0, 256, (2, 16, 5, 5))]).astype(np.uint8)
+    used, wrong = differing("x86-avx2", cases, "maddubs-windows", inputs, tmp_path)
+    assert "maddubs-windows" in used
+    assert wrong == []
+
+
+def test_windows_of_odd_sizes(tmp_path: Path) -> None:
+    """Runs that fill no span, groups, strides, a last block of few channels, and a residual addition."""
+    cases = Cases()
+    for channels, out, kernel, groups, stride in (
+        (3, 20, (7, 7), 1, 2),
+        (24, 40, (1, 1), 1, 1),
+        (32, 32, (3, 3), 2, 1),
+        (64, 8, (3, 1), 1, 2),
+    ):
+        x = cases.image(channels, 13, 11)
+        pad = (kernel[0] // 2, kernel[1] // 2) * 2
+        y = cases.conv(x, out, kernel, groups=groups, stride=(stride, stride), pad=pad)
+        size = (-(-13 // stride), -(-11 // stride))
+        cases.show(cases.requant(y, cases.image(out, *size), reach=1 << 18, zeros=(0, 7), zp=3))
+    used, wrong = differing("x86-avx2", cases, "maddubs-windows", None, tmp_path)
+    assert "maddubs-windows" in used
     assert wrong == []

@@ -143,9 +143,9 @@ class DirectConv:
         self.runs = 1 if merged else kw
         self.run_bytes = kw * w.shape[1] if merged else input_width(w, self.groups, self.lanes)
         self.run_steps = -(-self.run_bytes // self.step) * (self.step // STEP)
-        self.steps = self.kh * self.runs * self.run_steps
+        self.steps: int = self.kh * self.runs * self.run_steps
         self.weights = ctx.constant(self._pack(merged))
-        self.far = self.blocks * self.steps * self.lanes * STEP >= FAR_BYTES
+        self.far = self.blocks * self.block_bytes >= FAR_BYTES
         self._ahead: list[Expr] = []
         self.bias = ctx.constant(pack_bias(ctx, self.blocks * self.lanes))
         self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name)
@@ -153,6 +153,15 @@ class DirectConv:
     def _pack(self, merged: bool) -> Constant:
         weights = self.ctx.anchor.const("w")
         return self.ctx.pack("direct", weights, groups=self.groups, lanes=self.lanes, merged=merged)
+
+    @property
+    def block_bytes(self) -> int:
+        """Packed weights of a block."""
+        return self.steps * self.lanes * STEP
+
+    def _shared_blocks(self) -> int:
+        """As in `choose_tile`."""
+        return shared_blocks(self.geometry.weights, self.groups, self.lanes)
 
     def _coords(self, channel: Expr, row: Expr, col: Expr) -> tuple[Expr, ...]:
         """Logical output coordinates; a linear layer's columns are its flattened leading dimensions."""
@@ -174,7 +183,7 @@ class DirectConv:
             height,
             width,
             self.steps,
-            shared_blocks(self.geometry.weights, self.groups, self.lanes),
+            self._shared_blocks(),
             held=self.held,
             multiple=self.multiple,
         )
@@ -224,20 +233,22 @@ class DirectConv:
         """Spread the weights of the next `size` blocks over the tiles of these: a block's weights for each tile."""
         each = -(-size // tiles)
         ahead = tir.min(number * each, const(size - each)) + size
-        bytes_of_block = self.steps * self.lanes * STEP
         far = self.far and self.blocks > size
-        self._ahead = [self.b.let((ahead + q) * bytes_of_block) for q in range(each)] if far else []
+        self._ahead = [self.b.let((ahead + q) * self.block_bytes) for q in range(each)] if far else []
 
     def _tile(self, tile: Tile, block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
         """Compute and store one register tile whose first output is (block, row, col)."""
-        b, accs = self.b, self._accumulators(tile, block)
-        x0 = row * (self.stride[0] * self.row) + col * (self.stride[1] * self.pixel)
-        x0 = b.let(x0 + self._first_channel(block) + self.geometry.origin)
-        w0 = b.let(block * (self.steps * self.lanes * STEP))
+        b, accs, x0 = self.b, self._accumulators(tile, block), self._first_input(block, row, col)
+        w0 = b.let(block * self.block_bytes)
         with b.loop(self.kh) as i, b.loop(self.runs) as r:
             taps = i * (self.dilation[0] * self.row) + r * (self.dilation[1] * self.pixel)
             self._run(tile, accs, x0 + taps, w0 + (i * self.runs + r) * (self.run_steps * self.lanes * STEP))
         self._finish(tile, accs, block, row, col, exact)
+
+    def _first_input(self, block: Expr, row: Expr, col: Expr) -> Expr:
+        """Address of the first input that an output reads."""
+        at = row * (self.stride[0] * self.row) + col * (self.stride[1] * self.pixel)
+        return self.b.let(at + self._first_channel(block) + self.geometry.origin)
 
     def _accumulators(self, tile: Tile, block: Expr) -> list[list[Expr]]:
         """By block and pixel, holding the bias."""

@@ -1,0 +1,137 @@
+"""Weights for an instruction that adds two products in 16 bits with saturation, so that it provably does not.
+
+Inputs are never negative and at most q, so two products fit where weights of one sign add up to at most `most` =
+⌊32767/q⌋ in magnitude.  What of a pair is beyond that is taken out of its second weight: the **heads** remain, the
+**rests** are multiplied in extra steps, listed for every block of outputs.
+
+Which inputs are a pair is a choice.  With a `span` of 2 they are neighbours in memory.  With a span of SPAN every
+output pairs its own weights among so many inputs, and a shuffle of bytes brings them together in its lane: the largest
+with the smallest, the second largest with the second smallest, and so on: if any choice leaves no rests, this does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qcompile.ir import Array
+from targets._tvm.packing import STEP, direct
+
+SPAN = 16
+"""Inputs that a shuffle of bytes reaches."""
+
+WINDOW = 8
+"""Weights of an output in two steps of a span: neighbours in memory, and each other's summands in 16 bits."""
+
+_PLACES = (0, 15, 1, 14, 7, 8, 6, 9, 2, 13, 3, 12, 5, 10, 4, 11)
+"""The rank of the weight in every place of [windows, steps, pairs, 2].  A window adds the pair of ranks i and 15 − i to
+that of ranks 7 − i and 8 + i."""
+
+
+def _split(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, Array]:
+    """Heads and rests: int8[blocks, KH, runs, steps, lanes, bytes of a step], a step being STEP or SPAN bytes.
+
+    Args:
+        most: at least 128.
+        span: 2 or SPAN.
+        shape: arguments of `direct`.
+    """
+    whole = direct(w, **shape, step=max(span, STEP))[:, :, :, :, 0]
+    rest = _excess(whole.reshape(-1, span), most).reshape(whole.shape)
+    return whole - rest, rest
+
+
+def _keys(rows: Array, span: int) -> Array:
+    """int16[…, span]: 16 times a weight plus its number in the span; in ascending order, but for two neighbours."""
+    keys: Array = rows.astype(np.int16) * SPAN + np.arange(span, dtype=np.int16)
+    return keys if span == 2 else np.sort(keys, axis=-1)
+
+
+def _excess(rows: Array, most: int) -> Array:
+    """What the second weights of all pairs give away, for spans of weights: int8[spans, span] of either."""
+    span, rest = rows.shape[1], np.zeros_like(rows)
+    keys = _keys(rows, span)
+    pairs, seconds = (keys >> 4)[:, : span // 2], keys[:, span // 2 :][:, ::-1]
+    # The magnitude of the sum is beyond `most` ≥ 128 only where both have one sign.
+    sums = pairs + (seconds >> 4)
+    where = np.nonzero(np.abs(sums) > most)
+    rest[where[0], seconds[where] & SPAN - 1] = sums[where] - np.sign(sums[where]) * most
+    return rest
+
+
+def _rest_steps(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, tuple[Array, ...]]:
+    """int8[blocks, KH, runs, 2, steps of STEP bytes, lanes, STEP]; where in it steps with rests are, block by block."""
+    rest = _split(w, most, span, **shape)[1]
+    pieces = rest.reshape(*rest.shape[:5], -1, STEP).swapaxes(4, 5)
+    steps = pieces.reshape(*rest.shape[:3], -1, *pieces.shape[5:])
+    # Rests of different pairs may be neighbours in memory, whose sum is too much again.
+    again = _excess(steps.reshape(-1, 2), most).reshape(steps.shape)
+    both = np.stack([steps - again, again], axis=3)
+    return both, tuple(np.nonzero(both.any(axis=(5, 6))))
+
+
+def pair_heads(w: Array, **split: Any) -> Array:
+    """`direct` without the excess of neighbours; arguments as of `_split`."""
+    return _split(w, **split)[0]
+
+
+def pair_rests(w: Array, **split: Any) -> Array:
+    """int8[steps with rests + 1, lanes, 4]: zeros last."""
+    steps, found = _rest_steps(w, **split)
+    return np.pad(steps[found], ((0, 1), (0, 0), (0, 0)))
+
+
+def pair_offsets(w: Array, strides: Sequence[int], **split: Any) -> Array:
+    """int32[steps with rests + 1]: bytes from the first input of an output to those of the step.
+
+    `strides`: bytes from one kernel row, and run, to the next.
+    """
+    _, row, run, _, step = _rest_steps(w, **split)[1]
+    return np.pad(row * strides[0] + run * strides[1] + step * STEP, (0, 1)).astype(np.int32)
+
+
+def pair_starts(w: Array, **split: Any) -> Array:
+    """int32[blocks + 1]: where the steps of a block begin in `pair_rests`."""
+    steps, found = _rest_steps(w, **split)
+    return np.searchsorted(found[0], np.arange(len(steps) + 1)).astype(np.int32)
+
+
+def _windows(w: Array, most: int, **shape: Any) -> tuple[Array, Array, Array]:
+    """The windows of every block, those first whose four products of a pair of pairs always fit 16 bits together.
+
+    Returns:
+        keys: int16[blocks, windows, 2 steps, lanes, 4], as of `_keys`.
+        numbers: int[blocks, windows], of the span in (KH, runs, spans).
+        fitting: int[blocks], how many fit.
+    """
+    heads = _split(w, most, SPAN, **shape)[0]
+    blocks, lanes = heads.shape[0], heads.shape[4]
+    keys = _keys(heads.reshape(blocks, -1, lanes, SPAN), SPAN)[..., list(_PLACES)]
+    steps = keys.reshape(blocks, -1, lanes, SPAN // WINDOW, 2, STEP).transpose(0, 1, 3, 4, 2, 5)
+    steps = steps.reshape(blocks, -1, 2, lanes, STEP)
+    pairs = (steps >> 4).reshape(*steps.shape[:4], 2, 2)
+    sums = [np.maximum(sign * pairs, 0).sum(axis=(2, 5), dtype=np.int16) for sign in (1, -1)]
+    fits = np.all(np.maximum(*sums) <= most, axis=(2, 3))
+    order = np.argsort(~fits, axis=1, kind="stable")
+    return steps[np.arange(blocks)[:, None], order], order // (SPAN // WINDOW), fits.sum(axis=1)
+
+
+def window_weights(w: Array, most: int, **shape: Any) -> Array:
+    """int8[blocks, windows, 2 steps, 2, lanes, 4]: the number of each input in its span, then the weights."""
+    keys = _windows(w, most, **shape)[0]
+    return np.stack([keys & SPAN - 1, keys >> 4], axis=3).astype(np.int8)
+
+
+def window_table(w: Array, most: int, strides: Sequence[int], **shape: Any) -> Array:
+    """int32[blocks, 1 + windows]: how many windows, from the first one, may be added in 16 bits; of every window the
+    bytes from the first input of an output to the first of its span.
+
+    `strides`: bytes from one kernel row, and run, to the next.
+    """
+    _, numbers, fitting = _windows(w, most, **shape)
+    _, rows, runs, spans = direct(w, **shape, step=SPAN).shape[:4]
+    row, run, span = np.unravel_index(numbers, (rows, runs, spans))
+    places = row * strides[0] + run * strides[1] + span * SPAN
+    return np.concatenate([fitting[:, None], places], axis=1).astype(np.int32)

@@ -1,0 +1,66 @@
+"""Recipes: what makes the parameters that a kernel reads from a graph's arrays.
+
+A built library records a recipe for each pointer it reads, not the packed bytes: the artifact stores every
+constant once, and loading packs it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qcompile.ir import Array
+from targets._tvm import packing, packing_split
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`name` of a function in RECIPES, the graph constants it is given, and its plain parameters."""
+
+    name: str
+    constants: tuple[str, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def pack(self, arrays: Mapping[str, Array]) -> Array:
+        return np.ascontiguousarray(RECIPES[self.name](*[arrays[c] for c in self.constants], **self.params))
+
+    def to_json(self) -> list[Any]:
+        return [self.name, list(self.constants), dict(self.params)]
+
+    @staticmethod
+    def from_json(described: Sequence[Any]) -> Recipe:
+        return Recipe(described[0], tuple(described[1]), described[2])
+
+
+RECIPES: Mapping[str, Callable[..., Array]] = {
+    function.__name__: function
+    for function in (
+        packing.plain,
+        packing.literal,
+        packing.vector,
+        packing.columns,
+        packing.zeros,
+        packing.lane_table,
+        packing.depthwise,
+        packing.quads,
+        packing.segment_table,
+        packing.direct,
+        packing.direct_half,
+        packing.tiles,
+        packing.nibble_tiles,
+        packing.matrix,
+        packing.shifted_bias,
+        packing.shifted_segments,
+        packing.winograd_weights,
+        packing.winograd_start,
+        packing_split.pair_heads,
+        packing_split.pair_rests,
+        packing_split.pair_offsets,
+        packing_split.pair_starts,
+        packing_split.window_weights,
+        packing_split.window_table,
+    )
+}
