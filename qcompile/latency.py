@@ -303,7 +303,8 @@ class _Search:
             return self._again()
         try:
             with self.timer.stage("solve"):
-                return compiler.solve(self.budgets, self.scale)
+                # Without a limit the correction decides nothing, and a plan does not tell how busy the machine was.
+                return compiler.solve(self.budgets, 1.0 if limit is None else self.scale)
         except InfeasibleError as error:
             if self.kept is not None:
                 return self._again()

@@ -99,6 +99,12 @@ def test_without_a_budget_the_first_plan_is_built() -> None:
     assert (planned.bits["layer"], predicted, built, timer.drafts) == ((8, 8), 1.0, [8], 0)
 
 
+def test_without_a_budget_a_plan_does_not_depend_on_what_was_measured_end_to_end() -> None:
+    timer = FakeTimer(2.0, correction=1.3)
+    _, predicted, _ = kept(timer, None)
+    assert (fake(timer).scales, predicted) == ([1.0], 1.3)
+
+
 def test_a_missed_budget_is_tightened_before_weights_are_rounded() -> None:
     timer = FakeTimer(1.05)
     planned, predicted, built = kept(timer, 1.0)
