@@ -65,7 +65,8 @@ def test_weights_that_are_prefetched(name: str, variant: str, tmp_path: Path) ->
         ("x86-vnni", "winograd-2", 6, 4),
         ("x86-avx2", "winograd-4", 8, 8),
         ("x86-avx2", "winograd-2", 6, 4),
-        ("x86-avx2", "winograd-2-maddubs", 6, 4),
+        # Filters of nothing but −8 are beyond what pairs of 4 bits hold.
+        ("x86-avx2", "winograd-2-maddubs", 6, 3),
     ],
 )
 def test_winograd_in_strips(name: str, variant: str, act: int, bits: int, tmp_path: Path) -> None:

@@ -53,11 +53,11 @@ def test_outputs_come_closer_and_the_result_is_on_the_grid() -> None:
         out = runner.run({"x": x}, weights=weights, biases=biases)
         return float(total_loss(losses, out, runner.run({"x": x})).mean())
 
-    found = tuned(20)
+    found = tuned(80)
     for name, (q, _) in found.items():
         assert q.dtype == np.int8 and np.abs(q).max() <= top
         assert (np.abs(q - first[name].aim / first[name].scale[:, None]) <= 1 + 1e-6).all()
-    again = tuned(20)
+    again = tuned(80)
     for name, (q, b) in found.items():
         np.testing.assert_array_equal(q, again[name][0])
         np.testing.assert_array_equal(b, again[name][1])
