@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.exec.linear import cholesky, solve_positive
+from qcompile.semantics.grids import weight_range
 
 Float = NDArray[np.floating[Any]]
 
@@ -297,7 +298,7 @@ def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tu
         q (G, R, K) as floats, scale (G, R).
     """
     w, h = working(w), working(h)
-    top = (1 << (bits - 1)) - 1
+    top = weight_range(bits)[1]
     base = unclipped_scale(w, top)
     q, scale = best_of(w, factorised(h), base[:, None] * shrink.astype(w.dtype)[:, None], top)
     many = w.shape[2] >= SINGLE_FROM

@@ -12,7 +12,7 @@ from passes.quantize.learned import adaquant, adaround
 from passes.quantize.shrinkage import choose_follow, choose_share
 from passes.quantize.winograd_cap import cap
 from qcompile.exec.torch_moments import Moments
-from qcompile.semantics.grids import quantize_weights, weight_scales
+from qcompile.semantics.grids import quantize_weights, weight_range, weight_scales
 
 EXACT_FROM = 8
 """Weight bits from which rounding to nearest is as good as anything; only biases are corrected there."""
@@ -56,7 +56,7 @@ def round_moments(
         sweeps: of coordinate descent behind GPTQ.
         limit: of the integers' Winograd transform; 0 for none.
     """
-    top = (1 << (bits - 1)) - 1
+    top = weight_range(bits)[1]
     if bits >= EXACT_FROM:
         exact = weight_scales(w.reshape(shape), bits)
         near = quantize_weights(w.reshape(shape), bits, exact).astype(np.float64)
@@ -90,5 +90,5 @@ def round_moments(
 
 
 def _scales(w: Float, shape: tuple[int, ...], bits: int) -> Float:
-    """The scale of each channel that clips nothing, (G, R)."""
+    """The scale of each channel with the least squared error, (G, R)."""
     return np.asarray(weight_scales(w.reshape(shape), bits).reshape(w.shape[:2]).astype(w.dtype))

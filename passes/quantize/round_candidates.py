@@ -21,7 +21,7 @@ from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import CANDIDATES, Candidates, Rounded
 from qcompile.pm.work import digest
-from qcompile.semantics.grids import quantize_weights, weight_scales
+from qcompile.semantics.grids import quantize_weights, weight_range, weight_scales
 
 METHODS = ("gptq", "nearest")
 
@@ -172,7 +172,7 @@ def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> d
     w, h = working(w), working(h)
     groups, rows, columns = w.shape
     shape = (groups, len(widths), len(_SHRINK), rows)
-    tops = np.array([(1 << (bits - 1)) - 1 for bits in widths], w.dtype)
+    tops = np.array([weight_range(bits)[1] for bits in widths], w.dtype)
     base = unclipped_scale(w[:, None, None], tops[:, None, None])
     scales = np.broadcast_to(base * _SHRINK.astype(w.dtype)[:, None], shape)
     q, scale = best_of(w, factorised(h), scales, np.broadcast_to(tops[:, None, None], shape))

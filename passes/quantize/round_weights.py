@@ -23,6 +23,7 @@ from qcompile.exec.torch_tune import LayerIntegers, Schedule, Tuner
 from qcompile.ir import Array, Graph, Node
 from qcompile.pm.base import ON_FLOAT, Batches, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import BITS, RANGES, ROUNDED, BitChoice, Rounded
+from qcompile.semantics.grids import weight_range
 
 METHODS = ("gptq", "adaround", "adaquant", "discquant", "nearest")
 
@@ -151,7 +152,7 @@ class RoundWeights(Pass):
         from qcompile.exec.torch_exec import TorchGraph
 
         start = {
-            name: LayerIntegers(r.q, r.scale, r.b, (1 << (r.bits - 1)) - 1, aims[name].reshape(r.q.shape))
+            name: LayerIntegers(r.q, r.scale, r.b, *weight_range(r.bits), aims[name].reshape(r.q.shape))
             for name, r in table.items()
         }
         losses = with_variances(output_losses(graph), [dict(TorchGraph(graph).run(batches[0]))])

@@ -23,16 +23,17 @@ from qcompile.ir import Array, Graph
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerIntegers:
     """Attributes:
-    q: integers to begin with, the weights' shape, from −top − 1 to top.
+    q: integers to begin with, the weights' shape, from `bottom` to `top`.
     scale: float64 (O,).
     b: bias in real units, float64 (O,).
-    top: largest integer.
+    bottom, top: smallest and largest integer.
     aim: real weights the integers stand for, float64.
     """
 
     q: Array
     scale: NDArray[np.float64]
     b: NDArray[np.float64]
+    bottom: int
     top: int
     aim: NDArray[np.float64]
 
@@ -64,7 +65,7 @@ class _Layer:
         self.q = torch.tensor(start.q, dtype=torch.float32)
         real = torch.tensor(start.aim, dtype=torch.float32) / self.scale
         # The grid of two integers holds the one to begin with, even where that is not the nearest.
-        self.low = torch.minimum(real.floor().clamp(-start.top - 1, start.top - 1), self.q)
+        self.low = torch.minimum(real.floor().clamp(start.bottom, start.top - 1), self.q)
         self.low = torch.where(self.q > self.low + 1, self.q - 1, self.low)
         y = (real - self.low).clamp(0, 1)
         self.pull = 1 - 2 * y

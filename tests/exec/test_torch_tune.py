@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from qcompile.exec.tensors import to_tensor
@@ -33,7 +35,7 @@ def start(graph: Graph, top: int) -> dict[str, LayerIntegers]:
         scale = np.abs(w).max(axis=1) / top
         b = graph.const_or(graph.by_name[name], "b")
         q = np.rint(w / scale[:, None]).astype(np.int8)
-        found[name] = LayerIntegers(q, scale, np.zeros(len(w)) if b is None else b.astype(np.float64), top, w)
+        found[name] = LayerIntegers(q, scale, np.zeros(len(w)) if b is None else b.astype(np.float64), -top, top, w)
     return found
 
 
@@ -64,3 +66,14 @@ def test_outputs_come_closer_and_the_result_is_on_the_grid() -> None:
     untouched = tuned(0)
     np.testing.assert_array_equal(untouched["one"][0], first["one"].q)
     assert loss(found) < 0.9 * loss(untouched), (loss(found), loss(untouched))
+
+
+def test_no_integer_leaves_the_range() -> None:
+    """Planted: the real weights to be stood for lie beyond both ends."""
+    graph, top = net(), 3
+    beyond = {name: replace(one, aim=one.aim * 1.3) for name, one in start(graph, top).items()}
+    x = np.random.default_rng(1).normal(size=(64, 12)).astype(np.float32)
+    found = Tuner(graph, [{"x": x}], lambda _, v: v, output_losses(graph), beyond).run(Schedule(80), 0)
+    assert any((found[name][0] != one.q).any() for name, one in beyond.items())
+    for name, (q, _) in found.items():
+        assert np.abs(q).max() <= top, name
