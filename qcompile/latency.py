@@ -185,8 +185,25 @@ class Timer:
         plain = preferred(program, self.compiler.backend)
         if plain.kernels == program.kernels:
             return program
-        chosen, simple = self.seconds(program), self.seconds(plain)
-        return plain if chosen is not None and simple is not None and simple < chosen else program
+        return plain if self._quicker(plain, program) else program
+
+    def _quicker(self, plain: Program, program: Program) -> bool:
+        """Whether `plain` takes less time; what was found once stays, though either is timed again later.
+
+        Otherwise two compilations of the same network could differ where both take about the same.
+        """
+        costs, threads, version = self.compiler.costs, self.compiler.threads, self.compiler.backend.fingerprint()
+        if costs is None:
+            return False
+        pair = ProgramWork((work_of_program(plain).key, work_of_program(program).key))
+        noted = costs.conditions(pair, threads, version)
+        if noted is None:
+            chosen, simple = self.seconds(program), self.seconds(plain)
+            if chosen is None or simple is None:
+                return False
+            noted = {"plain": simple, "chosen": chosen}
+            costs.put(pair, version, Measurement(min(simple, chosen), max(simple, chosen), 1, threads), noted)
+        return bool(noted["plain"] < noted["chosen"])
 
     def reference(self) -> float | None:
         """Seconds of the network at uniform 8 bits, which every plan is compared with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from qcompile.compiler import Budgets, Compiler, Planned
 from qcompile.errors import InfeasibleError
 from qcompile.latency import HEADROOM, NOISE, ROUNDS, Timer, keep_latency, slower_than_uniform
 from qcompile.target.backend import Measurement
+from qcompile.target.cost import CostCache
+from qcompile.target.program import ProgramWork
 from qcompile.timing import MOST_ALONE, MOST_TURNS, TURNS, time_executable, time_steady
 
 PLANS = {8: 1.0, 7: 0.95, 6: 0.9, 4: 0.5}
@@ -279,16 +282,39 @@ class FakeBackend:
     def variants(self, kernel: FakeKernel, program: FakeProgram) -> tuple[str, ...]:
         return ("plain", "winograd")
 
+    def fingerprint(self) -> str:
+        return "fake"
+
+
+@dataclass
+class Measured(Timer):
+    """Knows what the two variants take."""
+
+    times: dict[str, float] = field(default_factory=dict)
+
+    def seconds(self, program: Any, limit: float | None = None) -> float:
+        return self.times[program.kernels[0].variant]
+
+
+PROGRAM = cast(Any, FakeProgram((FakeKernel("conv", "winograd"),)))
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measured:
+    monkeypatch.setattr("qcompile.latency.work_of_program", lambda p: ProgramWork((p.kernels[0].variant,)))
+    compiler = SimpleNamespace(costs=CostCache(tmp_path, "here"), backend=FakeBackend(), threads=1)
+    return Measured(cast(Compiler, compiler))
+
 
 @pytest.mark.parametrize(("chosen", "plain", "expected"), [(1.0, 0.8, "plain"), (0.8, 1.0, "winograd")])
-def test_the_faster_program_end_to_end_is_taken(chosen: float, plain: float, expected: str) -> None:
-    @dataclass
-    class Measured(Timer):
-        def seconds(self, program: Any) -> float | None:
-            return chosen if program.kernels[0].variant == "winograd" else plain
+def test_the_faster_program_end_to_end_is_taken(measured: Measured, chosen: float, plain: float, expected: str) -> None:
+    measured.times = {"winograd": chosen, "plain": plain}
+    assert measured.settled(PROGRAM).kernels[0].variant == expected
+    # Found once, it stays: programs that take about the same must not change places from one compilation to the next.
+    measured.times = {"winograd": plain, "plain": chosen}
+    assert measured.settled(PROGRAM).kernels[0].variant == expected
 
-    timer = Measured(cast(Compiler, SimpleNamespace(costs=object(), backend=FakeBackend())))
-    program = FakeProgram((FakeKernel("conv", "winograd"),))
-    assert timer.settled(cast(Any, program)).kernels[0].variant == expected
-    without = Measured(cast(Compiler, SimpleNamespace(costs=None, backend=FakeBackend())))
-    assert without.settled(cast(Any, program)) is program
+
+def test_without_a_cost_cache_the_program_stays(measured: Measured) -> None:
+    measured.compiler.costs = None
+    assert measured.settled(PROGRAM) is PROGRAM
