@@ -25,6 +25,7 @@ _PACKAGES = {
     "onnxruntime": ("checking captured models", True),
     "pulp": ("choosing bits", True),
     "highspy": ("choosing bits", True),
+    "numba": ("rounding weights", True),
     "Pillow": ("folders of images: pip install 'qcompile[images]'", False),
     "matplotlib": ("plots: pip install 'qcompile[plot]'", False),
 }

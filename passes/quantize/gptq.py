@@ -8,12 +8,15 @@ with R output channels and K weights per channel; a dense layer has G = 1, a dep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.exec.linear import cholesky, solve_positive
+from qcompile.exec.column_loops import descend_block, round_block
+from qcompile.exec.linear import cholesky, product, solve_positive
+from qcompile.exec.row_parts import over_rows
+from qcompile.exec.torch_moments import SINGLE_FROM
 from qcompile.semantics.grids import weight_range
 
 Float = NDArray[np.floating[Any]]
@@ -21,19 +24,15 @@ Float = NDArray[np.floating[Any]]
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean (Frantar et al. 2022)."""
 
-SINGLE_FROM = 1024
-"""Columns from which everything runs in single precision, in half the time: H stays well within what it resolves, as it
-is damped, and only integers that were as good either way come out differently."""
-
 _ROUNDS, _SINGLE_SWEEPS = 2, 2
 """Times that integers and scales take turns.  Layers of many columns have one, of so many sweeps at most: GPTQ has most
 of what there is to gain, the first sweeps 2 % of the error, all others together less than 1 %."""
 
-_BLOCK, _INNER = 128, 16
-"""Columns rounded between two updates of all columns behind them, and of those in the same block."""
+_BLOCK = 64
+"""Columns rounded between two updates of all columns behind them."""
 
-_ROWS = 1024
-"""Rows looked at together: what they need at a time stays in the caches, and memory does not grow with their number."""
+_ROWS = 2048
+"""Rows looked at together, so that memory does not grow with their number."""
 
 
 def working(x: Float) -> Float:
@@ -91,26 +90,24 @@ def follow(w: Float, xx: Float, tx: Float, damping: float) -> Float:
 def quadratic_error(q: Float, scale: Float, w: Float, h: Float) -> Float:
     """(q·s − w) H (q·s − w)ᵀ of each output channel, (G, R)."""
     e = q * scale[..., None] - w
-    return np.asarray(((e @ h) * e).sum(axis=-1))
+    return np.asarray((product(e, h) * e).sum(axis=-1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Factor:
-    """H as H = M D Mᵀ in the order in which columns are rounded, that of falling diag H.
+    """H as H = L Lᵀ, its columns in the order of rising diag H; they are rounded from the last to the first.
 
-    With e the errors q·s − w in that order, e H eᵀ is the sum over columns j of D_j (e_j + Σ_{i<j} e_i M_ij)²: each
-    column can make up for all that come before it.  That is what GPTQ's inverse Cholesky factor says as well (it is
-    the inverse of this one, Chen et al. 2025), but H need not be inverted for it.
+    With e the errors q·s − w in that order, e H eᵀ is the sum over columns j of (L_jj e_j + Σ_{i>j} e_i L_ij)²: each
+    column can make up for all that are rounded before it.  That is what GPTQ's inverse Cholesky factor says as well (it
+    is the inverse of this one, Chen et al. 2025), but H need not be inverted for it.
 
     Attributes:
         order: (G, K).
-        spread: M, unit upper triangular, (G, K, K).
-        pivots: D, (G, K).
+        lower: L, (G, K, K).
     """
 
     order: NDArray[np.int64]
-    spread: Float
-    pivots: Float
+    lower: Float
 
     def columns(self, w: Float) -> Float:
         """Rows (G, R, K) as columns in this order, (G, K, R)."""
@@ -118,7 +115,7 @@ class Factor:
 
     def rows(self, columns: NDArray[Any]) -> Float:
         """Columns in this order, (G, K, R), as rows (G, R, K)."""
-        found = np.empty((len(columns), columns.shape[2], columns.shape[1]), self.spread.dtype)
+        found = np.empty((len(columns), columns.shape[2], columns.shape[1]), self.lower.dtype)
         for rows, own, order in zip(found, columns, self.order, strict=True):
             rows[:, order] = own.T
         return found
@@ -126,13 +123,8 @@ class Factor:
 
 def factorised(h: Float) -> Factor:
     """H, positive definite (G, K, K), ready for rounding."""
-    order = np.argsort(-np.diagonal(h, axis1=1, axis2=2), axis=1, kind="stable")
-    # The factor of H with its rows and columns reversed, reversed, is upper triangular.
-    reverse = order[:, ::-1]
-    lower = cholesky(np.stack([own[np.ix_(back, back)] for own, back in zip(h, reverse, strict=True)]))
-    roots = np.diagonal(lower, axis1=1, axis2=2)
-    spread = np.ascontiguousarray((lower / roots[:, None, :])[:, ::-1, ::-1])
-    return Factor(order, spread, np.square(roots[:, ::-1]))
+    order = np.argsort(-np.diagonal(h, axis1=1, axis2=2), axis=1, kind="stable")[:, ::-1]
+    return Factor(order, cholesky(np.stack([x[own].take(own, axis=1) for x, own in zip(h, order, strict=True)])))
 
 
 def gptq(w: Float, h: Float, scale: Float, top: int | Float) -> Float:
@@ -165,119 +157,107 @@ def round_columns(w: Float, factor: Factor, scale: Float, top: int | Float) -> t
         Integers, int8, as columns in the factor's order, (G, K, N), and `quadratic_error` of each rounding, (G, N).
     """
     columns = factor.columns(w)
+    scale = scale.astype(columns.dtype, copy=False)
     tops = np.broadcast_to(np.asarray(top, columns.dtype), scale.shape)
     q: NDArray[Any] = np.empty((*columns.shape[:2], scale.shape[1]), np.int8)
-    error = np.empty(scale.shape, columns.dtype)
-    for start in range(0, scale.shape[1], _ROWS):
-        part = slice(start, min(start + _ROWS, scale.shape[1]))
-        aim = columns[:, :, np.arange(part.start, part.stop) % w.shape[1]]
-        q[:, :, part], error[:, part] = _rounded(aim, factor, scale[:, part].astype(w.dtype), tops[:, part])
+    error = np.zeros(scale.shape, columns.dtype)
+    for group, (own, lower) in enumerate(zip(columns, factor.lower, strict=True)):
+
+        def work(part: slice, group: int = group, own: Float = own, lower: Float = lower) -> None:
+            aim = np.take(own, np.arange(part.start, part.stop) % w.shape[1], axis=1)
+            found = np.empty(aim.shape, np.int8)
+            _rounded(aim, lower, scale[group, part], tops[group, part], found, error[group, part])
+            q[group, :, part] = found
+
+        over_rows(scale.shape[1], _ROWS, work)
     return q, error
 
 
-def _rounded(aim: Float, factor: Factor, scale: Float, top: Float) -> tuple[Float, Float]:
-    """Integers of the columns (G, K, N) in the factor's order, and the errors of the roundings, (G, N)."""
-    groups, size, _ = aim.shape
-    q, errors, total = np.empty_like(aim), np.empty_like(aim), np.zeros((groups, aim.shape[2]), aim.dtype)
-    for start in range(0, size, _BLOCK):
-        block = slice(start, min(start + _BLOCK, size))
-        # What each column should be, to make up for the ones before it.
-        wanted = aim[:, block] - factor.spread[:, :start, block].swapaxes(1, 2) @ errors[:, :start]
-        for first in range(start, block.stop, _INNER):
-            last = min(first + _INNER, block.stop)
-            for j in range(first, last):
-                q[:, j] = nearest(wanted[:, j - start], scale, top)
-                np.subtract(q[:, j] * scale, aim[:, j], out=errors[:, j])
-                if j + 1 < last:
-                    spread = factor.spread[:, j, j + 1 : last, None]
-                    wanted[:, j + 1 - start : last - start] -= spread * errors[:, j, None]
-            spread = factor.spread[:, first:last, last : block.stop].swapaxes(1, 2)
-            wanted[:, last - start :] -= spread @ errors[:, first:last]
-        missed = q[:, block] * scale[:, None] - wanted
-        total += (factor.pivots[:, block, None] * np.square(missed)).sum(axis=1)
-    return q, total
-
-
-class Limits(Protocol):
-    """Bounds of integers that move one at a time."""
-
-    def of(self, column: int, rows: NDArray[np.int64], q: Float) -> tuple[Any, Any]:
-        """Smallest and largest value, broadcastable to (G, n), of a column's integers in these rows, now q (G, n)."""
-
-    def moved(self, column: int, rows: NDArray[np.int64], step: Float) -> None:
-        """They have changed by `step`, (G, n)."""
+def _rounded(aim: Float, lower: Float, scale: Float, top: Float, q: NDArray[np.int8], total: Float) -> None:
+    """Integers of one group's columns (K, N) in the factor's order, and the errors of the roundings, (N,), written."""
+    errors, roots = np.empty_like(aim), np.diagonal(lower)
+    for start in reversed(range(0, len(aim), _BLOCK)):
+        block, done = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
+        # What each column should be, to make up for the ones rounded before it.
+        wanted = aim[block] - (lower[done, block] / roots[block]).T @ errors[done]
+        own = lower[block, block] / roots[block]
+        pivots = np.square(roots[block])
+        round_block(wanted, aim[block], own, pivots, scale, -top - 1, top, q[block], errors[block], total)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Box:
-    """All integers from −top − 1 to top of their row; `top` (G, R)."""
+class Forms:
+    """Linear forms of a row's integers that have to stay within a limit; for layers of one group.
 
-    top: Float
+    Attributes:
+        factors: of each column in the forms it enters: index of the form and factor, (K, uses, 2); 0 is no factor.
+        values: of all forms at the integers to begin with, (forms, R).
+        limit: of their magnitude.
+    """
 
-    def of(self, column: int, rows: NDArray[np.int64], q: Float) -> tuple[Any, Any]:
-        limit = self.top[:, rows]
-        return -limit - 1, limit
-
-    def moved(self, column: int, rows: NDArray[np.int64], step: Float) -> None:
-        """Nothing depends on it."""
+    factors: Float
+    values: Float
+    limit: int
 
 
-def descend(q: Float, scale: Float, w: Float, h: Float, limits: Limits, sweeps: int) -> Float:
+def descend(
+    q: Float, scale: Float, w: Float, h: Float, top: int | Float, sweeps: int, forms: Forms | None = None
+) -> Float:
     """Coordinate descent from q: each integer in turn takes its best value, all others fixed; never worse.
 
-    Rows that a sweep leaves as they are, in all groups, are finished.
+    Rows that a sweep leaves as they are are finished.
 
     Args:
         q: (G, R, K), within the limits.
         scale: (G, R).
         w: (G, R, K).
         h: positive definite (G, K, K).
+        top: largest integer; one for all, or (G, R).
+        forms: further limits.
     """
     found = np.array(q, w.dtype)
-    for start in range(0, q.shape[1], _ROWS):
-        rows = np.arange(start, min(start + _ROWS, q.shape[1]))
-        part = slice(start, start + _ROWS)
-        found[:, part] = _descended(found[:, part], scale[:, part], w[:, part], h, limits, rows, sweeps)
+    tops = np.broadcast_to(np.asarray(top, w.dtype), scale.shape)
+    scale = scale.astype(w.dtype, copy=False)
+    for group in range(len(q)):
+
+        def work(rows: slice, group: int = group) -> None:
+            part = found[group, rows], scale[group, rows], w[group, rows], h[group], tops[group, rows]
+            found[group, rows] = _descended(*part, sweeps, forms, rows)
+
+        over_rows(q.shape[1], _ROWS, work)
     return found
 
 
 def _descended(
-    q: Float, scale: Float, w: Float, h: Float, limits: Limits, rows: NDArray[np.int64], sweeps: int
+    q: Float, scale: Float, w: Float, h: Float, top: Float, sweeps: int, forms: Forms | None, rows: slice
 ) -> Float:
-    q, target = np.array(q.swapaxes(1, 2), order="C"), np.array(w.swapaxes(1, 2), order="C")
-    steep = np.diagonal(h, axis1=1, axis2=2)[..., None]
-    live, columns = np.arange(q.shape[2]), q.shape[1]
+    """`descend` for rows of one group: q and w (R, K), scale and top (R,), h (K, K)."""
+    q, target = np.ascontiguousarray(q.T), np.ascontiguousarray(w.T)
+    factors = np.zeros((len(q), 0, 2), q.dtype) if forms is None else forms.factors.astype(q.dtype)
+    values = np.zeros((0, q.shape[1]), q.dtype) if forms is None else forms.values[:, rows].astype(q.dtype)
+    limit = np.array([0 if forms is None else forms.limit], q.dtype)
+    live = np.arange(q.shape[1])
     for _ in range(sweeps):
         moved = np.zeros(len(live), bool)
-        own, integers, aim, names = scale[:, live], q[..., live], target[..., live], rows[live]
-        left = integers * own[:, None] - aim
-        for start in range(0, columns, _BLOCK):
-            stop = min(start + _BLOCK, columns)
-            slope = h[:, start:stop] @ left
-            for first in range(start, stop, _INNER):
-                last = min(first + _INNER, stop)
-                changes = np.empty((len(q), last - first, len(live)), q.dtype)
-                for j in range(first, last):
-                    now = integers[:, j]
-                    best = np.clip(np.rint(now - slope[:, j - start] / (steep[:, j] * own)), *limits.of(j, names, now))
-                    step = best - now
-                    changes[:, j - first] = step * own
-                    slope[:, j + 1 - start : last - start] += h[:, j + 1 : last, j, None] * changes[:, None, j - first]
-                    integers[:, j] = best
-                    limits.moved(j, names, step)
-                slope[:, last - start :] += h[:, last:stop, first:last] @ changes
-                moved |= changes.any(axis=(0, 1))
-            left[:, start:stop] = integers[:, start:stop] * own[:, None] - aim[:, start:stop]
-        q[..., live] = integers
+        own, integers, aim, high = scale[live], q[:, live], target[:, live], top[live]
+        left, inside = integers * own - aim, values[:, live]
+        for start in range(0, len(q), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            slope, near = h[block] @ left, np.ascontiguousarray(h[block, block])
+            descend_block(
+                slope, near, own, -high - 1, high, integers[block], moved, limit, inside, factors[block]
+            )  # fmt: skip
+            left[block] = integers[block] * own - aim[block]
+        q[:, live], values[:, live] = integers, inside
         live = live[moved]
         if not len(live):
             break
-    return np.asarray(q.swapaxes(1, 2))
+    return np.asarray(q.T)
 
 
 def best_scale(q: Float, scale: Float, w: Float, h: Float) -> Float:
     """The scale with the smallest error for given integers, (G, R): a quotient of two quadratic forms."""
-    qh = q @ h
+    qh = product(q, h)
     below = (qh * q).sum(axis=-1)
     found = (qh * w).sum(axis=-1) / np.where(below > 0, below, 1.0)
     return np.where((below > 0) & (found > 0), found, scale)
@@ -303,8 +283,7 @@ def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tu
     q, scale = best_of(w, factorised(h), base[:, None] * shrink.astype(w.dtype)[:, None], top)
     many = w.shape[2] >= SINGLE_FROM
     for _ in range((1 if many else _ROUNDS) if sweeps else 0):
-        limits = Box(np.full(scale.shape, top))
-        q = descend(q, scale, w, h, limits, min(sweeps, _SINGLE_SWEEPS) if many else sweeps)
+        q = descend(q, scale, w, h, top, min(sweeps, _SINGLE_SWEEPS) if many else sweeps)
         scale = best_scale(q, scale, w, h)
     # Column by column is greedy, and now and then worse than rounding each weight alone.
     plain = nearest(w, base[..., None], top)

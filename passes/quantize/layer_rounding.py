@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from passes.quantize.gptq import Float, follow, round_layer, shrunk, working
 from passes.quantize.learned import adaquant, adaround
-from passes.quantize.shrinkage import choose_follow, choose_share
+from passes.quantize.shrinkage import choose_follow, choose_share, judged
 from passes.quantize.winograd_cap import cap
-from qcompile.exec.torch_moments import Moments
+from qcompile.exec.torch_moments import SINGLE_FROM, Moments
 from qcompile.semantics.grids import quantize_weights, weight_range, weight_scales
 
 EXACT_FROM = 8
@@ -21,9 +21,13 @@ SHRINK: NDArray[np.float64] = np.arange(1.0, 0.39, -0.06)
 """Candidate scales as shares of the one that clips nothing."""
 
 
-def candidate_shares(bits: int) -> NDArray[np.float64]:
-    """Those of `SHRINK` that can be best: the finer the grid, the less clipping pays."""
-    return SHRINK[0.38 + 0.12 * max(0, bits - 4) < SHRINK]
+def candidate_shares(bits: int, columns: int) -> NDArray[np.float64]:
+    """Those of `SHRINK` that can be best: the finer the grid, the less clipping pays.
+
+    A fine grid forgives the next but one, and many columns are costly.
+    """
+    found = SHRINK[0.38 + 0.12 * max(0, bits - 4) < SHRINK]
+    return found[::2] if bits > 4 and columns >= SINGLE_FROM else found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,22 +66,21 @@ def round_moments(
         near = quantize_weights(w.reshape(shape), bits, exact).astype(np.float64)
         return RoundedLayer(near.reshape(w.shape), exact.reshape(w.shape[:2]), w)
     w, counts = working(w), np.asarray(moments.counts)[:, None, None, None]
-    sums = working(moments.fold_xx)
-    xx = sums.sum(axis=0) / moments.count
+    xx = moments.fold_xx.sum(axis=0) / moments.count
     damping, share = np.inf, 1.0
     aim = w
     if min(moments.counts):
-        missing = w @ working(moments.fold_dx) + working(moments.fold_ex)
-        halves = sums / counts.astype(w.dtype)
-        damping = choose_follow(w, halves, missing / counts.astype(w.dtype))
-        aim = follow(w, xx, missing.sum(axis=0) / moments.count, damping)
-        share = choose_share(aim, halves, _scales(aim, shape, bits), top)
+        rows = judged(w.shape[1])
+        halves, lacking = (x / counts.astype(w.dtype) for x in (moments.fold_xx, moments.fold_tx[:, :, rows]))
+        damping = choose_follow(w[:, rows], halves, lacking)
+        aim = follow(w, xx, moments.fold_tx.sum(axis=0) / moments.count, damping)
+        share = choose_share(aim[:, rows], halves, _scales(aim[:, rows], bits), top)
     h = shrunk(xx, share)
     if method == "gptq":
-        q, scale = round_layer(aim, h, bits, candidate_shares(bits), sweeps)
+        q, scale = round_layer(aim, h, bits, candidate_shares(bits, w.shape[2]), sweeps)
     else:
         # The clipping search of the scale is GPTQ's, which is cheap; then the integers are learned.
-        _, searched = round_layer(aim, h, bits, candidate_shares(bits), 0)
+        _, searched = round_layer(aim, h, bits, candidate_shares(bits, w.shape[2]), 0)
         if method == "adaround":
             q, scale = adaround(aim, h, searched, top), searched
         else:
@@ -89,6 +92,7 @@ def round_moments(
     return RoundedLayer(q, scale, aim)
 
 
-def _scales(w: Float, shape: tuple[int, ...], bits: int) -> Float:
-    """The scale of each channel with the least squared error, (G, R)."""
-    return np.asarray(weight_scales(w.reshape(shape), bits).reshape(w.shape[:2]).astype(w.dtype))
+def _scales(w: Float, bits: int) -> Float:
+    """The scale of each channel of (G, R, K) with the least squared error, (G, R)."""
+    flat = w.reshape(-1, w.shape[2])
+    return np.asarray(weight_scales(flat, bits).reshape(w.shape[:2]).astype(w.dtype))

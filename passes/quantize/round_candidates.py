@@ -10,7 +10,7 @@ import numpy as np
 
 from passes.analysis.samples import first_samples
 from passes.quantize.correct_bias import corrected_bias
-from passes.quantize.gptq import Box, Float, best_of, best_scale, damped, descend, factorised, unclipped_scale, working
+from passes.quantize.gptq import Float, best_of, best_scale, damped, descend, factorised, unclipped_scale, working
 from passes.quantize.layer_rounding import EXACT_FROM
 from passes.structure import Structure
 from qcompile.errors import PassContractError, UsageError
@@ -121,8 +121,7 @@ class RoundCandidates(Pass):
         readers: dict[str, list[str]] = {}
         for layer in layers:
             node = graph.by_name[layer]
-            shape = graph.const(node, "w").shape
-            found[layer] = Moments(node, shape, self.positions, ctx.rng(f"{self.name}:{layer}"))
+            found[layer] = Moments(node, graph.const(node, "w"), self.positions, ctx.rng(f"{self.name}:{layer}"))
             readers.setdefault(structure.reads[layer], []).append(layer)
 
         def look(value: str, x: Tensor) -> Tensor:
@@ -178,8 +177,7 @@ def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> d
     q, scale = best_of(w, factorised(h), scales, np.broadcast_to(tops[:, None, None], shape))
     if sweeps:
         stacked = np.broadcast_to(w[:, None], (groups, len(widths), rows, columns)).reshape(groups, -1, columns)
-        limits = Box(np.broadcast_to(np.repeat(tops, rows), scale.shape))
-        q = descend(q, scale, stacked, h, limits, sweeps)
+        q = descend(q, scale, stacked, h, np.repeat(tops, rows), sweeps)
         scale = best_scale(q, scale, stacked, h)
     parts = [slice(i * rows, (i + 1) * rows) for i in range(len(widths))]
     return {bits: (q[:, part], scale[:, part]) for bits, part in zip(widths, parts, strict=True)}

@@ -104,8 +104,8 @@ class RoundWeights(Pass):
         for done, layer in enumerate(structure.layers):
             ctx.progress(self.name, done, len(structure.layers))
             node = graph.by_name[layer]
-            shape, second = graph.const(node, "w").shape, bits[layer].w < EXACT_FROM
-            moments = Moments(node, shape, self.positions, rng, second, folds=2 if second else 1)
+            second = bits[layer].w < EXACT_FROM
+            moments = Moments(node, graph.const(node, "w"), self.positions, rng, second, folds=2 if second else 1)
             for read in steps.inputs_of(layer, added_to(structure, layer)):
                 moments.add(*read)
             cap = self._winograd_limit(node, bits[layer], ctx) if self.winograd else 0

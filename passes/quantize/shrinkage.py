@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.quantize.gptq import SINGLE_FROM, Float, follow, gptq, nearest, quadratic_error, shrunk
+from passes.quantize.gptq import Float, follow, gptq, nearest, quadratic_error, shrunk
+from qcompile.exec.linear import product
+from qcompile.exec.torch_moments import SINGLE_FROM
 
 FOLLOW_DAMPINGS = (0.05, 0.2, 1.0, np.inf)
 """Of `follow`, as shares of the mean of diag H; infinite: the layer does not make up for anything."""
@@ -32,16 +34,14 @@ def judged(rows: int) -> NDArray[np.int64]:
 
 
 def least(risk: Callable[[float], float], candidates: Sequence[float]) -> float:
-    """The candidate of least risk, looked for from the second one downhill: most are never tried."""
-    found = {i: risk(candidates[i]) for i in (1, 2)}
-    step = 1 if found[2] < found[1] else -1
-    at = 2 if step == 1 else 1
-    while 0 <= at + step < len(candidates):
-        found[at + step] = risk(candidates[at + step])
-        if found[at + step] >= found[at]:
+    """The candidate of least risk, looked for from the last one, which trusts least and costs least, downhill."""
+    best, lowest = candidates[-1], risk(candidates[-1])
+    for candidate in reversed(candidates[:-1]):
+        found = risk(candidate)
+        if found >= lowest:
             break
-        at += step
-    return candidates[at]
+        best, lowest = candidate, found
+    return best
 
 
 def turns(columns: int) -> tuple[tuple[int, int], ...]:
@@ -59,14 +59,12 @@ def choose_follow(w: Float, xx: Float, tx: Float) -> float:
         xx: means over each half of x xᵀ, (2, G, K, K).
         tx: the same of t xᵀ, (2, G, R, K).
     """
-    rows = judged(w.shape[1])
-    w, tx = w[:, rows], tx[:, :, rows]
 
     def risk(damping: float) -> float:
         total = 0.0
         for own, other in turns(w.shape[2]) if damping != np.inf else ():
             change = follow(w, xx[own], tx[own], damping) - w
-            total += float(((change @ xx[other] - 2 * tx[other]) * change).sum())
+            total += float(((product(change, xx[other]) - 2 * tx[other]) * change).sum())
         return total
 
     return least(risk, FOLLOW_DAMPINGS)
@@ -80,8 +78,6 @@ def choose_share(w: Float, xx: Float, scale: Float, top: int) -> float:
         xx: means over each half, (2, G, K, K).
         scale: (G, R).
     """
-    rows = judged(w.shape[1])
-    w, scale = w[:, rows], scale[:, rows]
 
     def risk(share: float) -> float:
         total = 0.0

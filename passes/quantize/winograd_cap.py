@@ -8,9 +8,8 @@ all other weights of the channel.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from passes.quantize.gptq import Float, descend, quadratic_error
+from passes.quantize.gptq import Float, Forms, descend, quadratic_error
 
 _G2 = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]])
 TRANSFORM = np.kron(_G2, _G2).astype(np.float64)
@@ -25,39 +24,21 @@ def transformed(q: Float) -> Float:
     return np.asarray(q.reshape(len(q), -1, 9) @ TRANSFORM.T)
 
 
-class Transforms:
-    """Bounds that keep every filter's transform within a limit while its integers move one at a time.
-
-    Args:
-        q: (R, C·9), within the limit.
-        top: largest integer.
-        limit: of |U|.
-    """
-
-    def __init__(self, q: Float, top: int, limit: int) -> None:
-        self.u, self.top, self.limit = transformed(q), top, limit
-
-    def of(self, column: int, rows: NDArray[np.int64], q: Float) -> tuple[Float, Float]:
-        """See `passes.quantize.gptq.Limits`."""
-        channel, used, factor = self._reach(column)
-        rest = self.u[rows, channel][:, used] - factor * q[0][:, None]
-        ends = (np.array([-self.limit, self.limit])[:, None, None] - rest) / factor
-        low = np.ceil(ends.min(axis=0).max(axis=1)).clip(-self.top - 1, self.top)
-        high = np.floor(ends.max(axis=0).min(axis=1)).clip(-self.top - 1, self.top)
-        return np.asarray(low), np.asarray(high)
-
-    def moved(self, column: int, rows: NDArray[np.int64], step: Float) -> None:
-        """See `passes.quantize.gptq.Limits`."""
-        if step.any():
-            channel, used, factor = self._reach(column)
-            self.u[rows[:, None], channel, used] += step[0][:, None] * factor
-
-    @staticmethod
-    def _reach(column: int) -> tuple[int, NDArray[np.int64], Float]:
-        """The channel of a column, which of U's elements it enters, and by what factors."""
-        channel, tap = divmod(column, 9)
+def _factors() -> Float:
+    """Of each tap in U: index of the element and factor, (9, 9, 2); taps that enter fewer elements end in zeros."""
+    found = np.zeros((9, 9, 2))
+    for tap in range(9):
         used = np.flatnonzero(TRANSFORM[:, tap])
-        return channel, used, TRANSFORM[used, tap]
+        found[tap, : len(used)] = np.stack([used, TRANSFORM[used, tap]], axis=1)
+    return found
+
+
+def transforms(q: Float, limit: int) -> Forms:
+    """Bounds that keep every filter's transform within a limit while integers move; q (R, C·9), within it."""
+    channels = q.shape[1] // 9
+    factors = np.tile(_factors(), (channels, 1, 1))
+    factors[..., 0] += 16 * np.repeat(np.arange(channels), 9)[:, None]
+    return Forms(factors, transformed(q).reshape(len(q), -1).T, limit)
 
 
 def capped(q: Float, scale: Float, w: Float, h: Float, top: int, limit: int, sweeps: int = 4) -> Float:
@@ -70,7 +51,7 @@ def capped(q: Float, scale: Float, w: Float, h: Float, top: int, limit: int, swe
         h: positive definite (C·9, C·9).
     """
     q = _inside(q, limit)
-    found = descend(q[None], scale[None], w[None], h[None], Transforms(q, top, limit), sweeps)
+    found = descend(q[None], scale[None], w[None], h[None], top, sweeps, transforms(q, limit))
     return np.asarray(found[0])
 
 

@@ -34,6 +34,12 @@ def solve_positive(h: Float, b: Float) -> Float:
     return np.asarray(torch.cholesky_solve(_tensor(b).to(factor.dtype), factor).numpy().astype(h.dtype, copy=False))
 
 
+def product(a: Float, b: Float) -> Float:
+    """a b for large matrices (G, R, K), (G, K, N), by the threads that run the rest of torch: two pools that take turns
+    wait for each other's."""
+    return np.asarray((_tensor(a) @ _tensor(b)).numpy())
+
+
 def _factor(h: Float) -> Tensor:
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(_tensor(h))

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qcompile.ir import Node
+from qcompile.ir import Array, Node
 
-Float = NDArray[np.float64]
+Float = NDArray[np.floating[Any]]
+Double = NDArray[np.float64]
+
+_STRIP = 256
+"""Rows of a matrix of moments below which products of parts are no faster."""
 
 _CHUNK = 1 << 24
 """Elements of columns that exist at a time."""
+
+SINGLE_FROM = 1024
+"""Columns from which second moments, and rounding by them, are in single precision, in half the time: H stays well
+within what it resolves, as it is damped, and only integers that were as good either way come out differently."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +45,7 @@ class Moments:
     """Running moments of a layer's columns x (rounded network) and of d = x_float − x (what rounding did to them).
 
     Where the layer's output is added to another value, e is that value in the float network minus the rounded one's.
+    t = w d + e is what the layer's output lacks.
 
     A column holds the K numbers one output element is a weighted sum of; layers in groups have columns of their
     own for each group.  Memory does not depend on the number of samples.
@@ -45,14 +55,13 @@ class Moments:
     Attributes:
         counts: columns seen, per group and fold.
         fold_x, fold_d: sums, float64 (folds, G, K).
-        fold_xx: Σ x xᵀ, float64 (folds, G, K, K).
-        fold_dx: Σ d xᵀ, float64 (folds, G, K, K).
         fold_e: sums, float64 (folds, G, R).
-        fold_ex: Σ e xᵀ, float64 (folds, G, R, K).
+        fold_xx: Σ x xᵀ, (folds, G, K, K); float64, and float32 from `SINGLE_FROM` columns.
+        fold_tx: Σ t xᵀ, (folds, G, R, K), likewise.
 
     Args:
         node: conv2d or linear.
-        w_shape: of its weights.
+        weights: its weights.
         positions: most output positions looked at per sample and convolution, drawn anew for each batch.
         rng: draws them.
         second: whether second moments are wanted; there are none otherwise.
@@ -62,26 +71,28 @@ class Moments:
     def __init__(
         self,
         node: Node,
-        w_shape: tuple[int, ...],
+        weights: Array,
         positions: int,
         rng: np.random.Generator,
         second: bool = True,
         folds: int = 1,
     ) -> None:
         self.second, self.folds = second, folds
-        self.node, self.w_shape, self.positions, self.rng = node, w_shape, positions, rng
+        self.node, self.positions, self.rng = node, positions, rng
         self.groups = node.attrs.int("groups") if node.op == "conv2d" else 1
-        size = int(np.prod(w_shape[1:]))
+        self.kernel = weights.shape[2:]
+        rows = weights.reshape(self.groups, len(weights) // self.groups, -1)
+        self.weights = torch.from_numpy(np.array(rows, np.float32))
+        size = rows.shape[2]
         self.samples = 0
         self.counts = [0] * folds
-        self.fold_x: Float = np.zeros((folds, self.groups, size))
-        self.fold_d: Float = np.zeros((folds, self.groups, size))
-        square = (folds, self.groups, size, size) if second else (folds, self.groups, 0, 0)
-        self.fold_xx: Float = np.zeros(square)
-        self.fold_dx: Float = np.zeros(square)
-        rows = w_shape[0] // self.groups
-        self.fold_e: Float = np.zeros((folds, self.groups, rows))
-        self.fold_ex: Float = np.zeros((folds, self.groups, rows, size if second else 0))
+        self.fold_x: Double = np.zeros((folds, self.groups, size))
+        self.fold_d: Double = np.zeros((folds, self.groups, size))
+        self.fold_e: Double = np.zeros((folds, *rows.shape[:2]))
+        precision = np.float64 if size < SINGLE_FROM else np.float32
+        kept = size if second else 0
+        self._upper: Float = np.zeros((folds, self.groups, kept, kept), precision)
+        self.fold_tx: Float = np.zeros((folds, *rows.shape[:2], kept), precision)
 
     @property
     def count(self) -> int:
@@ -89,29 +100,31 @@ class Moments:
         return sum(self.counts)
 
     @property
-    def x(self) -> Float:
+    def x(self) -> Double:
         """Σ x over all folds, (G, K)."""
         return np.asarray(self.fold_x.sum(axis=0))
 
     @property
-    def d(self) -> Float:
+    def d(self) -> Double:
         """Σ d over all folds, (G, K)."""
         return np.asarray(self.fold_d.sum(axis=0))
 
     @property
-    def e(self) -> Float:
+    def e(self) -> Double:
         """Σ e over all folds, (G, R)."""
         return np.asarray(self.fold_e.sum(axis=0))
+
+    @property
+    def fold_xx(self) -> Float:
+        """See above."""
+        for start, stop in _strips(self._upper.shape[-1]):
+            self._upper[..., stop:, start:stop] = self._upper[..., start:stop, stop:].swapaxes(-1, -2)
+        return self._upper
 
     @property
     def xx(self) -> Float:
         """Σ x xᵀ over all folds, (G, K, K)."""
         return np.asarray(self.fold_xx.sum(axis=0))
-
-    @property
-    def dx(self) -> Float:
-        """Σ d xᵀ over all folds, (G, K, K)."""
-        return np.asarray(self.fold_dx.sum(axis=0))
 
     def add(self, real: Tensor, rounded: Tensor | None = None, missing: Tensor | None = None) -> None:
         """Take in a batch of the layer's input in the float network and in the rounded one, and of e.
@@ -144,7 +157,7 @@ class Moments:
 
     def _windows(self, x: Tensor) -> _Windows:
         top, left = self.node.attrs.ints("pad")[:2]
-        (height, width), (rows, cols), kernel = x.shape[2:], self.node.type.shape[2:], self.w_shape[2:]
+        (height, width), (rows, cols), kernel = x.shape[2:], self.node.type.shape[2:], self.kernel
         (sh, sw), (dh, dw) = self.node.attrs.ints("stride"), self.node.attrs.ints("dilation")
         at = np.arange(rows * cols)
         if len(at) > self.positions:
@@ -172,15 +185,31 @@ class Moments:
         x = real if rounded is None else rounded
         self.counts[fold] += x.shape[1]
         self.fold_x[fold] += x.sum(dim=1).double().numpy()
-        if self.second:
-            self.fold_xx[fold] += (x.mT @ x).double().numpy()
+        lacking = missing
+        if rounded is not None:
+            difference = real - rounded
+            self.fold_d[fold] += difference.sum(dim=1).double().numpy()
+            if self.second:
+                lacking = difference @ self.weights.mT + (0 if missing is None else missing)
         if missing is not None:
             self.fold_e[fold] += missing.sum(dim=1).double().numpy()
-            if self.second:
-                self.fold_ex[fold] += (missing.mT @ x).double().numpy()
-        if rounded is None:
-            return
-        difference = real - rounded
-        self.fold_d[fold] += difference.sum(dim=1).double().numpy()
         if self.second:
-            self.fold_dx[fold] += (difference.mT @ rounded).double().numpy()
+            for start, stop in _strips(x.shape[-1]):
+                _accumulate(self._upper[fold, :, start:stop, start:], x[..., start:stop], x[..., start:])
+            if lacking is not None:
+                _accumulate(self.fold_tx[fold], lacking, x)
+
+
+def _strips(columns: int) -> list[tuple[int, int]]:
+    """Rows of a symmetric matrix, first and behind the last: of each strip only what lies from its diagonal on is
+    added up, so that little of it is added up twice."""
+    step = max(_STRIP, -(-columns // 4))
+    return [(start, min(start + step, columns)) for start in range(0, columns, step)]
+
+
+def _accumulate(total: Float, a: Tensor, b: Tensor) -> None:
+    """Add aᵀ b of each group; products are in single precision whatever the sum is in."""
+    if total.dtype == np.float32:
+        torch.from_numpy(total).baddbmm_(a.mT, b)
+    else:
+        total += (a.mT @ b).double().numpy()
