@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from passes.analysis.samples import first_samples
 from passes.quantize.correct_bias import corrected_bias
@@ -16,7 +17,7 @@ from passes.structure import Structure
 from qcompile.errors import PassContractError, UsageError
 from qcompile.exec.tensors import Tensor, inference
 from qcompile.exec.torch_exec import TorchGraph
-from qcompile.exec.torch_moments import Moments
+from qcompile.exec.torch_moments import SINGLE_FROM, Moments
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import CANDIDATES, Candidates, Rounded
@@ -27,6 +28,14 @@ METHODS = ("gptq", "nearest")
 
 _SHRINK = np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
 """Candidate scales as shares of the one that clips nothing; `round-weights` looks at a finer row."""
+
+_FEW = 4
+"""Candidates of a layer with many columns, which are costly: evenly from 1 to the least that pays at its width."""
+
+
+def candidate_scales(bits: int, columns: int) -> NDArray[np.float64]:
+    """Shares of the scale that clips nothing; equally many for all widths."""
+    return _SHRINK if columns < SINGLE_FROM else np.linspace(1.0, min(0.2 + 0.1 * bits, 0.9), _FEW)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class RoundCandidates(Pass):
         method: "gptq", or "nearest" for an empty note: the analyses then round to nearest.
         samples: calibration samples, the first ones.
         positions: most output positions of a convolution looked at per sample.
-        sweeps: of coordinate descent behind GPTQ.
+        sweeps: of coordinate descent behind GPTQ; layers of many columns have one.
         megabytes: of moments held at a time.
         batch: samples run at a time.
     """
@@ -170,14 +179,15 @@ def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> d
     """
     w, h = working(w), working(h)
     groups, rows, columns = w.shape
-    shape = (groups, len(widths), len(_SHRINK), rows)
+    shares = np.stack([candidate_scales(bits, columns) for bits in widths]).astype(w.dtype)
+    shape = (groups, *shares.shape, rows)
     tops = np.array([weight_range(bits)[1] for bits in widths], w.dtype)
     base = unclipped_scale(w[:, None, None], tops[:, None, None])
-    scales = np.broadcast_to(base * _SHRINK.astype(w.dtype)[:, None], shape)
+    scales = np.broadcast_to(base * shares[:, :, None], shape)
     q, scale = best_of(w, factorised(h), scales, np.broadcast_to(tops[:, None, None], shape))
     if sweeps:
         stacked = np.broadcast_to(w[:, None], (groups, len(widths), rows, columns)).reshape(groups, -1, columns)
-        q = descend(q, scale, stacked, h, np.repeat(tops, rows), sweeps)
+        q = descend(q, scale, stacked, h, np.repeat(tops, rows), 1 if columns >= SINGLE_FROM else sweeps)
         scale = best_scale(q, scale, stacked, h)
     parts = [slice(i * rows, (i + 1) * rows) for i in range(len(widths))]
     return {bits: (q[:, part], scale[:, part]) for bits, part in zip(widths, parts, strict=True)}

@@ -98,7 +98,23 @@ def pair_starts(w: Array, **split: Any) -> Array:
     return np.searchsorted(found[0], np.arange(len(steps) + 1)).astype(np.int32)
 
 
-def _windows(w: Array, most: int, **shape: Any) -> tuple[Array, Array, Array]:
+_Windows = tuple[Array, Array, Array]
+
+_unused: dict[str, tuple[Array, dict[str, Any], _Windows]] = {}
+"""The windows found last, while only one of the two tables that are made of them was asked for."""
+
+
+def _windows(w: Array, **shape: Any) -> _Windows:
+    """`_found_windows`, sorted once for the two tables of a kernel, which are packed one behind the other."""
+    kept = _unused.pop("windows", None)
+    if kept is not None and kept[0] is w and kept[1] == shape:
+        return kept[2]
+    found = _found_windows(w, **shape)
+    _unused["windows"] = w, shape, found
+    return found
+
+
+def _found_windows(w: Array, most: int, **shape: Any) -> _Windows:
     """The windows of every block, those first whose four products of a pair of pairs always fit 16 bits together.
 
     Returns:
@@ -120,7 +136,7 @@ def _windows(w: Array, most: int, **shape: Any) -> tuple[Array, Array, Array]:
 
 def window_weights(w: Array, most: int, **shape: Any) -> Array:
     """int8[blocks, windows, 2 steps, 2, lanes, 4]: the number of each input in its span, then the weights."""
-    keys = _windows(w, most, **shape)[0]
+    keys = _windows(w, most=most, **shape)[0]
     return np.stack([keys & SPAN - 1, keys >> 4], axis=3).astype(np.int8)
 
 
@@ -130,7 +146,7 @@ def window_table(w: Array, most: int, strides: Sequence[int], **shape: Any) -> A
 
     `strides`: bytes from one kernel row, and run, to the next.
     """
-    _, numbers, fitting = _windows(w, most, **shape)
+    _, numbers, fitting = _windows(w, most=most, **shape)
     _, rows, runs, spans = direct(w, **shape, step=SPAN).shape[:4]
     row, run, span = np.unravel_index(numbers, (rows, runs, spans))
     places = row * strides[0] + run * strides[1] + span * SPAN
