@@ -73,10 +73,10 @@ def predict(network: str, folder: Path, target: str, threads: int, count: int, s
     from qcompile.capture import capture
     from qcompile.compiler import Compiler
     from qcompile.data import load_batches
-    from qcompile.latency import Timer
     from qcompile.pm.facts import COSTS
     from qcompile.pm.registry import find_backend, find_target
     from qcompile.target.cost import CostCache
+    from qcompile.timer import Timer
 
     machine = find_target(target)
     graph = capture(folder / "source.onnx", example=None, shapes=None)

@@ -22,7 +22,7 @@ from qcompile.data import Dataset, load_batches, split_holdout
 from qcompile.emission import Source, fingerprint, memory_plan, record_of, save
 from qcompile.errors import DeviceError, InfeasibleError, UsageError
 from qcompile.ir import Array
-from qcompile.latency import Build, Timer, keep_latency, missed_by_stopwatch, slower_than_uniform
+from qcompile.latency import Build, keep_latency, missed_by_stopwatch, slower_than_uniform
 from qcompile.planning import AXES
 from qcompile.pm.base import Batches
 from qcompile.pm.facts import Bits
@@ -35,6 +35,7 @@ from qcompile.target.device import Device, Portable
 from qcompile.target.model import Target
 from qcompile.target.program import Program
 from qcompile.target.table import MeasuredCosts, read_costs
+from qcompile.timer import Timer
 from qcompile.timing import time_executable
 from qcompile.units import format_bytes, parse_bits
 
@@ -165,7 +166,7 @@ class Job:
         calibration = artifacts.Calibration(getattr(compiler.calibration, "name", "synthetic"), samples, digest)
         timer = Timer(compiler, self.stage)
         with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
-            staged = Path(scratch) / "model.qc"
+            staged, loaded = Path(scratch) / "model.qc", list[artifacts.Artifact]()
 
             def build(planned: Planned, program: Program, predicted: float | None) -> float | None:
                 self._check_arena(program, target)
@@ -175,7 +176,10 @@ class Job:
                 )  # fmt: skip
                 with self.stage("build"):
                     save(staged, compiler, source, planned, program, record)
-                return self._measure(staged, timer, program) if local else None
+                if not local:
+                    return None
+                loaded[:] = [artifacts.load(staged).on(self.device)]
+                return self._measure(loaded[0], timer, program)
 
             if not given:
                 planned, program, predicted = self._keep_budgets(timer, build, staged, destination)
@@ -187,8 +191,8 @@ class Job:
                 predicted = compiler.program_seconds(program)
                 build(planned, program, predicted)
                 predicted = None if predicted is None else predicted * timer.correction()
-            if local:
-                self._compare(staged, timer, program, predicted)
+            if loaded:
+                self._compare(loaded.pop(), timer, program, predicted)
             publish_copy(staged, destination, overwrite=self.overwrite)
         artifact = artifacts.load(destination)
         result = CompileResult(
@@ -322,13 +326,13 @@ class Job:
                 hint="activations are stored in whole bytes there, so fewer bits do not help",
             )
 
-    def _measure(self, staged: Path, timer: Timer, program: Program) -> float:
+    def _measure(self, artifact: artifacts.Artifact, timer: Timer, program: Program) -> float:
         with self.stage("measure"):
-            executable = artifacts.load(staged).on(self.device).executable
+            executable = artifact.executable
         limit = None if self.budgets.latency is None else self.budgets.latency / timer.pace
         measured = timer.time(program, executable, limit)
         artifacts.write_measurements(
-            staged,
+            artifact.path,
             {
                 "median_ms": measured.median * 1e3, "p90_ms": measured.p90 * 1e3, "runs": measured.runs,
                 "threads": measured.threads, "device": self._costs(timer.compiler.backend).device,
@@ -338,16 +342,15 @@ class Job:
         )  # fmt: skip
         return measured.median
 
-    def _compare(self, staged: Path, timer: Timer, program: Program, predicted: float | None) -> None:
+    def _compare(self, artifact: artifacts.Artifact, timer: Timer, program: Program, predicted: float | None) -> None:
         """Put the prediction and uniform 8 bits beside what was measured, and say where the plan is no faster."""
         reference, pace = timer.reference(), timer.pace
-        artifact = artifacts.load(staged)
         found = artifact.measurements()
         with self.stage("measure"):
             # As a stopwatch has it: no clock is taken into account.
-            now = time_executable(artifact.on(self.device).executable, self.threads, self.budgets.latency).median
+            now = time_executable(artifact.executable, self.threads, self.budgets.latency).median
         artifacts.write_measurements(
-            staged,
+            artifact.path,
             {
                 **found, "median_ms": found["median_ms"] * pace, "p90_ms": found["p90_ms"] * pace, "pace": pace,
                 "predicted_ms": None if predicted is None else predicted * 1e3,

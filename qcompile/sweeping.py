@@ -14,8 +14,8 @@ from qcompile.artifact.canonical import canonical_json
 from qcompile.artifact.files import write_file
 from qcompile.errors import InfeasibleError, StorageError, UsageError
 from qcompile.job import Job
-from qcompile.latency import Timer
 from qcompile.pm.facts import COSTS
+from qcompile.timer import Timer
 from qcompile.units import parse_bytes, parse_latency, parse_span
 
 COLUMNS = (

@@ -63,6 +63,9 @@ def fake_quantize(x: Array, grid: Grid) -> Array:
     return dequantize(quantize(x, grid), grid)
 
 
+_IN_CACHE = 1 << 15
+"""Weights looked at together in a search."""
+
 _SHRINK = np.concatenate([[1.0], np.arange(0.98, 0.38, -0.02)])
 
 
@@ -89,17 +92,31 @@ def weight_scales(w: Array, bits: int) -> Float:
     base = np.where(base > 0, base, base[base > 0].min(initial=1.0) * 2.0**-10)
     if bits >= 8:
         return np.asarray(base)
-    best, best_error = base, np.full(len(w), np.inf)
+    best: Float = np.empty_like(base)
+    for start in range(0, len(flat), step := max(1, _IN_CACHE // max(1, flat.shape[1]))):
+        part = slice(start, start + step)
+        best[part] = _searched(flat[part], base[part], bits)
+    return best
+
+
+def _searched(flat: Float, base: Float, bits: int) -> Float:
+    """Of each row the scale with the smallest squared error."""
+    best, best_error = base, np.full(len(flat), np.inf)
     for shrink in _SHRINK:
         scale = base * shrink
-        error = np.square(_round(flat, scale, bits) * scale[:, None] - flat).sum(axis=1)
+        missed = _round(flat, scale, bits)
+        missed *= scale[:, None]
+        missed -= flat
+        error = np.square(missed, out=missed).sum(axis=1)
         better = error < best_error
         best, best_error = np.where(better, scale, best), np.where(better, error, best_error)
     return np.asarray(best)
 
 
 def _round(flat: Float, scale: Float, bits: int) -> Float:
-    return np.asarray(np.clip(np.rint(flat / scale[:, None]), *weight_range(bits)))
+    found = flat / scale[:, None]
+    np.rint(found, out=found)
+    return np.asarray(np.clip(found, *weight_range(bits), out=found))
 
 
 def quantize_weights(w: Array, bits: int, scales: Float) -> Array:
@@ -113,19 +130,27 @@ def packed_bytes(numel: int, bits: int) -> int:
 
 
 def pack_bits(values: Array, bits: int) -> bytes:
-    """Pack signed or unsigned integers at their real width, little-endian bit order."""
-    flat = (np.asarray(values).astype(np.int64).ravel() & ((1 << bits) - 1)).astype(np.uint8)
-    planes = np.unpackbits(flat[:, None], axis=1, bitorder="little")[:, :bits]
-    return np.packbits(planes.ravel(), bitorder="little").tobytes()
+    """Pack signed or unsigned integers of 1 to 8 bits at their real width, little-endian bit order."""
+    flat = np.asarray(values).astype(np.int64).ravel() & ((1 << bits) - 1)
+    eights = np.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8).astype("<u8")
+    words = np.zeros(len(eights), "<u8")
+    for place in range(8):
+        words |= eights[:, place] << np.uint64(place * bits)
+    # Eight values are `bits` bytes.
+    return words.view(np.uint8).reshape(-1, 8)[:, :bits].tobytes()[: packed_bytes(len(flat), bits)]
 
 
 def unpack_bits(data: bytes, bits: int, count: int, signed: bool) -> Array:
     """The inverse of `pack_bits`: int8 or uint8, shape (count,)."""
-    stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * bits]
-    planes = np.zeros((count, 8), np.uint8)
-    planes[:, :bits] = stream.reshape(count, bits)
-    flat = np.packbits(planes, axis=1, bitorder="little")[:, 0]
-    if not signed:
-        return flat
-    shift = 8 - bits
-    return (flat << shift).view(np.int8) >> shift
+    eights = -(-count // 8)
+    padded = np.frombuffer(data[: packed_bytes(count, bits)].ljust(eights * bits, b"\0"), np.uint8)
+    words = np.zeros((eights, 8), np.uint8)
+    words[:, :bits] = padded.reshape(eights, bits)
+    whole, shift = words.view("<u8")[:, 0], np.uint8(8 - bits)
+    found = np.empty((eights, 8), np.uint8)
+    for place in range(8):
+        found[:, place] = (whole >> np.uint64(place * bits)).astype(np.uint8)
+    # The highest bit of a value becomes that of its byte and is spread from there; bits of its neighbour go.
+    found <<= shift
+    flat = found.reshape(-1)[:count]
+    return flat.view(np.int8) >> shift.astype(np.int8) if signed else flat >> shift

