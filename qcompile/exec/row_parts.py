@@ -39,5 +39,6 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "qcompile-rows")
 
 
-# A forked process has the pool's object but none of its threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):
+    # A forked process has the pool's object but none of its threads.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
