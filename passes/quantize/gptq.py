@@ -24,6 +24,9 @@ Float = NDArray[np.floating[Any]]
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean (Frantar et al. 2022)."""
 
+MANY = 2048
+"""Columns from which less is tried: the cost of a layer grows with their cube, and coarser choices cost little."""
+
 _ROUNDS, _SINGLE_SWEEPS = 2, 2
 """Times that integers and scales take turns.  Layers of many columns have one, of so many sweeps at most: GPTQ has most
 of what there is to gain, the first sweeps 2 % of the error, all others together less than 1 %."""

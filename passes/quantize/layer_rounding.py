@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.quantize.gptq import Float, follow, round_layer, shrunk, working
+from passes.quantize.gptq import MANY, Float, follow, round_layer, shrunk, working
 from passes.quantize.learned import adaquant, adaround
 from passes.quantize.shrinkage import choose_follow, choose_share, judged
 from passes.quantize.winograd_cap import cap
-from qcompile.exec.torch_moments import SINGLE_FROM, Moments
+from qcompile.exec.torch_moments import Moments
 from qcompile.semantics.grids import quantize_weights, weight_range, weight_scales
 
 EXACT_FROM = 8
@@ -31,7 +31,7 @@ def candidate_shares(bits: int, columns: int) -> NDArray[np.float64]:
     A fine grid forgives the next but one, and many columns are costly.
     """
     found = SHRINK[0.38 + 0.12 * max(0, bits - 4) < SHRINK]
-    return found[::2] if bits > 4 and columns >= SINGLE_FROM else found
+    return found[::2] if bits > 4 and columns >= MANY else found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +73,7 @@ def round_moments(
     xx = moments.fold_xx.sum(axis=0) / moments.count
     damping, share = np.inf, 1.0
     aim = w
-    if min(moments.counts) and bits >= FINE_FROM and w.shape[2] >= SINGLE_FROM:
+    if min(moments.counts) and bits >= FINE_FROM and w.shape[2] >= MANY:
         share = USUAL_SHARE
     elif min(moments.counts):
         rows = judged(w.shape[1])

@@ -11,13 +11,23 @@ from numpy.typing import NDArray
 
 from passes.analysis.samples import first_samples
 from passes.quantize.correct_bias import corrected_bias
-from passes.quantize.gptq import Float, best_of, best_scale, damped, descend, factorised, unclipped_scale, working
+from passes.quantize.gptq import (
+    MANY,
+    Float,
+    best_of,
+    best_scale,
+    damped,
+    descend,
+    factorised,
+    unclipped_scale,
+    working,
+)
 from passes.quantize.layer_rounding import EXACT_FROM
 from passes.structure import Structure
 from qcompile.errors import PassContractError, UsageError
 from qcompile.exec.tensors import Tensor, inference
 from qcompile.exec.torch_exec import TorchGraph
-from qcompile.exec.torch_moments import SINGLE_FROM, Moments
+from qcompile.exec.torch_moments import Moments
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import CANDIDATES, Candidates, Rounded
@@ -35,7 +45,7 @@ _FEW = 4
 
 def candidate_scales(bits: int, columns: int) -> NDArray[np.float64]:
     """Shares of the scale that clips nothing; equally many for all widths."""
-    return _SHRINK if columns < SINGLE_FROM else np.linspace(1.0, min(0.2 + 0.1 * bits, 0.9), _FEW)
+    return _SHRINK if columns < MANY else np.linspace(1.0, min(0.2 + 0.1 * bits, 0.9), _FEW)
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> d
     q, scale = best_of(w, factorised(h), scales, np.broadcast_to(tops[:, None, None], shape))
     if sweeps:
         stacked = np.broadcast_to(w[:, None], (groups, len(widths), rows, columns)).reshape(groups, -1, columns)
-        q = descend(q, scale, stacked, h, np.repeat(tops, rows), 1 if columns >= SINGLE_FROM else sweeps)
+        q = descend(q, scale, stacked, h, np.repeat(tops, rows), 1 if columns >= MANY else sweeps)
         scale = best_scale(q, scale, stacked, h)
     parts = [slice(i * rows, (i + 1) * rows) for i in range(len(widths))]
     return {bits: (q[:, part], scale[:, part]) for bits, part in zip(widths, parts, strict=True)}

@@ -23,7 +23,7 @@ from qcompile.target.cost import cache_directory
 
 log = logging.getLogger("qcompile")
 
-_VERSION = 1
+_VERSION = 2
 """Of what pieces hold; raise it when an analysis computes something else under the same key."""
 
 _BUSY_SECONDS = 30.0
