@@ -82,10 +82,8 @@ class Timer:
         """
         compiler, costs = self.compiler, self.compiler.costs
         work, threads, standard = work_of_program(program), compiler.threads, self._standard_seconds()
-        if limit is None and costs is not None:
-            noted = costs.conditions(work, threads, compiler.backend.fingerprint()) or {}
-            if "ratio" in noted:
-                return _measurement(noted["ratio"] * standard, noted, threads, costs.clock())
+        if limit is None and costs is not None and (noted := self._noted(work)) is not None:
+            return _measurement(noted["ratio"] * standard, noted, threads, costs.clock())
         if costs is None or work.key == work_of_program(self._yard()).key:
             with self.stage("measure"):
                 alone = time_executable(executable, threads, limit)
@@ -106,13 +104,20 @@ class Timer:
             known = seconds
         return _measurement(known, seen, threads, first.clock)
 
+    def _noted(self, work: ProgramWork) -> dict[str, Any] | None:
+        """What was found when a program was timed beside the yardstick, None where it was not."""
+        compiler = self.compiler
+        if compiler.costs is None:
+            return None
+        noted = compiler.costs.conditions(work, compiler.threads, compiler.backend.fingerprint())
+        return noted if noted is not None and "ratio" in noted else None
+
     def _known(self, work: ProgramWork) -> float | None:
         """Seconds kept of a program: as a ratio to the yardstick where it was timed beside it."""
         costs, threads, version = self.compiler.costs, self.compiler.threads, self.compiler.backend.fingerprint()
         if costs is None:
             return None
-        noted = costs.conditions(work, threads, version)
-        if noted is not None and "ratio" in noted:
+        if (noted := self._noted(work)) is not None:
             return float(noted["ratio"]) * self._standard_seconds()
         known = costs.get_many([work], threads, version)
         return known[work.key].median if known else None
@@ -170,12 +175,8 @@ class Timer:
         """
         from passes.lower.choose_kernels import preferred
 
-        if self.compiler.costs is None:
-            return program
         plain = preferred(program, self.compiler.backend)
-        if plain.kernels == program.kernels:
-            return program
-        return plain if self._quicker(plain, program) else program
+        return plain if plain.kernels != program.kernels and self._quicker(plain, program) else program
 
     def _quicker(self, plain: Program, program: Program) -> bool:
         """Whether `plain` takes less time; what was found once stays, though either is timed again later.

@@ -28,8 +28,8 @@ MANY = 2048
 """Columns from which less is tried: the cost of a layer grows with their cube, and coarser choices cost little."""
 
 _ROUNDS, _SINGLE_SWEEPS = 2, 2
-"""Times that integers and scales take turns.  Layers of many columns have one, of so many sweeps at most: GPTQ has most
-of what there is to gain, the first sweeps 2 % of the error, all others together less than 1 %."""
+"""Times that integers and scales take turns.  Layers in single precision have one, of so many sweeps at most: GPTQ has
+most of what there is to gain, the first sweeps 2 % of the error, all others together less than 1 %."""
 
 _BLOCK = 64
 """Columns rounded between two updates of all columns behind them."""
@@ -246,10 +246,8 @@ def _descended(
         left, inside = integers * own - aim, values[:, live]
         for start in range(0, len(q), _BLOCK):
             block = slice(start, start + _BLOCK)
-            slope, near = h[block] @ left, np.ascontiguousarray(h[block, block])
-            descend_block(
-                slope, near, own, -high - 1, high, integers[block], moved, limit, inside, factors[block]
-            )  # fmt: skip
+            slope, near, rounded = h[block] @ left, np.ascontiguousarray(h[block, block]), integers[block]
+            descend_block(slope, near, own, -high - 1, high, rounded, moved, limit, inside, factors[block])
             left[block] = integers[block] * own - aim[block]
         q[:, live], values[:, live] = integers, inside
         live = live[moved]
@@ -284,9 +282,9 @@ def round_layer(w: Float, h: Float, bits: int, shrink: Float, sweeps: int) -> tu
     top = weight_range(bits)[1]
     base = unclipped_scale(w, top)
     q, scale = best_of(w, factorised(h), base[:, None] * shrink.astype(w.dtype)[:, None], top)
-    many = w.shape[2] >= SINGLE_FROM
-    for _ in range((1 if many else _ROUNDS) if sweeps else 0):
-        q = descend(q, scale, w, h, top, min(sweeps, _SINGLE_SWEEPS) if many else sweeps)
+    single = w.dtype == np.float32
+    for _ in range((1 if single else _ROUNDS) if sweeps else 0):
+        q = descend(q, scale, w, h, top, min(sweeps, _SINGLE_SWEEPS) if single else sweeps)
         scale = best_scale(q, scale, w, h)
     # Column by column is greedy, and now and then worse than rounding each weight alone.
     plain = nearest(w, base[..., None], top)

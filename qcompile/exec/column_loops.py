@@ -52,7 +52,7 @@ def descend_block(
         moved: which rows changed, (N,); set where they did.
         limit: of |u|, (1,); ignored where factors are empty.
         u: linear forms of q that stay within the limit, (forms of all channels, N); changed with q.
-        factors: of each column in the forms: index of u and factor, (C, uses, 2); a factor of 0 ends the uses.
+        factors: of each column in the forms: index of u and factor, (C, uses, 2); 0 is no factor.
     """
     _descend(slope, h, scale, low, high, q, moved, limit, u, factors)
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 LEAST = 64
 """Rows of a part, at least: fewer make slow products."""
@@ -30,8 +30,14 @@ def over_rows(rows: int, most: int, work: Callable[[slice], None]) -> None:
         for part in parts:
             work(part)
         return
-    with threadpool_limits(1, "blas"):
+    with _libraries().limit(limits=1, user_api="blas"):
         list(_pool(threads).map(work, parts))
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Whose threads can be limited; looking for them takes 2 ms."""
+    return ThreadpoolController()
 
 
 @cache

@@ -143,7 +143,9 @@ def pack_bits(values: Array, bits: int) -> bytes:
 def unpack_bits(data: bytes, bits: int, count: int, signed: bool) -> Array:
     """The inverse of `pack_bits`: int8 or uint8, shape (count,)."""
     eights = -(-count // 8)
-    padded = np.frombuffer(data[: packed_bytes(count, bits)].ljust(eights * bits, b"\0"), np.uint8)
+    padded = np.zeros(eights * bits, np.uint8)
+    size = packed_bytes(count, bits)
+    padded[:size] = np.frombuffer(data, np.uint8, size)
     words = np.zeros((eights, 8), np.uint8)
     words[:, :bits] = padded.reshape(eights, bits)
     whole, shift = words.view("<u8")[:, 0], np.uint8(8 - bits)

@@ -17,7 +17,7 @@ from qcompile.semantics import interp
 from targets._tvm.kernels import conv_direct, winograd
 from targets._tvm.kernels.winograd_form import F2, F4, Form
 from targets._tvm.packing import direct
-from targets._tvm.packing_split import window_table
+from targets._tvm.packing_split import window_table, window_weights
 from targets.x86_64.conv_sums import longest_window
 
 
@@ -230,6 +230,17 @@ def test_windows_of_16_bits_at_their_bound(beyond: int, tmp_path: Path) -> None:
     used, wrong = differing("x86-avx2", cases, "maddubs-windows", inputs, tmp_path)
     assert "maddubs-windows" in used
     assert wrong == []
+
+
+def test_windows_found_for_one_table_serve_only_the_other_of_the_same_weights() -> None:
+    """Two layers of one shape, one table asked for behind the other's."""
+    rng = np.random.default_rng(0)
+    layers = [rng.integers(-127, 128, (8, 32, 1, 1)).astype(np.int8) for _ in range(2)]
+    shape = {"most": 128, "groups": 1, "lanes": 8, "merged": True}
+    alone = [(window_table(w.copy(), strides=[0, 0], **shape), window_weights(w.copy(), **shape)) for w in layers]
+    for first, second in ((0, 1), (1, 0), (0, 0)):
+        np.testing.assert_array_equal(window_table(layers[first], strides=[0, 0], **shape), alone[first][0])
+        np.testing.assert_array_equal(window_weights(layers[second], **shape), alone[second][1])
 
 
 def test_windows_of_odd_sizes(tmp_path: Path) -> None:

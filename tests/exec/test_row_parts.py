@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import threading
 
-import numpy as np
 import pytest
 import torch
 
-from passes.quantize.gptq import damped, round_layer
 from qcompile.exec.row_parts import LEAST, over_rows
 
 
@@ -36,15 +34,3 @@ def test_what_fails_in_a_part_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
 
     with pytest.raises(ArithmeticError, match="planted"):
         over_rows(2 * LEAST, 2 * LEAST, fail)
-
-
-def test_threads_change_no_integer(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(1, 400, 96)) @ rng.normal(size=(96, 96))
-    w, h = rng.normal(size=(1, 5 * LEAST, 96)), damped(x.swapaxes(1, 2) @ x / 400)
-    found = []
-    for threads in (1, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        found.append(round_layer(w, h, 4, np.array([1.0, 0.9, 0.8]), 3))
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    np.testing.assert_array_equal(found[0][1], found[1][1])

@@ -41,6 +41,11 @@ def test_packing_odd_lengths(bits: int, count: int) -> None:
     assert np.array_equal(unpack_bits(packed, bits, count, signed=True), values)
 
 
+def test_too_few_bytes_are_refused() -> None:
+    with pytest.raises(ValueError, match="buffer is smaller"):
+        unpack_bits(b"\0" * 5, 6, 8, signed=True)
+
+
 @pytest.mark.parametrize("bits", range(4, 9))
 @pytest.mark.parametrize(("lo", "hi"), [(0.0, 6.0), (-1.0, 3.0), (-5.0, 0.0), (2.0, 3.0), (-1e30, 1e30), (0.0, 0.0)])
 def test_zero_is_on_the_grid(bits: int, lo: float, hi: float) -> None:

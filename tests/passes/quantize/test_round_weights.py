@@ -13,7 +13,7 @@ from passes.quantize.integerize import Integerize
 from passes.quantize.round_weights import RoundWeights
 from qcompile.errors import DataError, UsageError
 from qcompile.exec.tensors import to_tensor
-from qcompile.exec.torch_moments import Moments
+from qcompile.exec.torch_moments import SINGLE_FROM, Moments
 from qcompile.ir import Array, Graph, GraphBuilder, TensorType
 from qcompile.pm.base import PassContext, PassResult
 from qcompile.pm.facts import BITS, RANGES, ROUNDED
@@ -102,6 +102,21 @@ def test_moments_are_those_of_the_columns(groups: int) -> None:
     np.testing.assert_allclose(
         (moments.fold_tx.sum(0) * rows).sum(-1).ravel(), ((a - b + beside) * b).sum((0, 2, 3)), rtol=1e-4, atol=1e-2
     )
+
+
+@pytest.mark.parametrize(("columns", "precision"), [(600, np.float64), (SINGLE_FROM + 8, np.float32)])
+def test_moments_of_many_columns_are_added_up_in_strips(columns: int, precision: type) -> None:
+    rng = np.random.default_rng(12)
+    x, w = rng.normal(size=(20, columns)).astype(np.float32), np.ones((2, columns), np.float32)
+    b = GraphBuilder("net", "float")
+    given = b.input("x", TensorType((-1, columns), "f32"))
+    b.output("y", b.add("linear", [given], name="fc", consts={"w": w}))
+    moments = Moments(b.build().by_name["fc"], w, 1, rng, folds=2)
+    moments.add(to_tensor(x[:7]))
+    moments.add(to_tensor(x[7:]))
+    assert moments.fold_xx.dtype == precision
+    np.testing.assert_array_equal(moments.xx[0], moments.xx[0].T)
+    np.testing.assert_allclose(moments.xx[0], x.T @ x, atol=1e-4)
 
 
 def test_bias_correction_removes_a_planted_shift() -> None:
