@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml tests/curvlinops.txt
 
 demo: $(STAMP)  ## compile, verify, evaluate and time the two digit networks
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
-	$(QC) $(RESNET)/digits_resnet.onnx --target cpu --memory 28KiB \
+	$(QC) $(RESNET)/digits_resnet.onnx --target cpu --memory 24KiB \
 	  --calib $(RESNET)/calib.npz --eval $(RESNET)/eval.npz -o $(DEMO)/digits_resnet.qc
 	$(QC) explain $(DEMO)/digits_resnet.qc
 	$(QC) verify $(DEMO)/digits_resnet.qc --data $(RESNET)/eval.npz

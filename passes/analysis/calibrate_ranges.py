@@ -13,10 +13,11 @@ from passes.analysis.histogram import Histogram
 from passes.structure import Structure
 from qcompile.errors import DataError, PassContractError, UsageError
 from qcompile.exec.tensors import Tensor
-from qcompile.exec.torch_exec import TorchGraph
+from qcompile.exec.torch_exec import TorchGraph, parts_of
 from qcompile.ir import MOVEMENT, Array, Graph
-from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
+from qcompile.pm.base import ON_FLOAT, Batches, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import RANGES, Range
+from qcompile.pm.work import digest, recalled
 
 METHODS = ("mse", "minmax", "percentile")
 
@@ -52,13 +53,25 @@ class CalibrateRanges(Pass):
             raise UsageError(f"percentile must lie between 50 and 100, not {self.percentile}")
         if ctx.calibration is None:
             raise PassContractError("calibrate-ranges needs calibration samples")
-        structure = Structure(graph)
-        histograms, samples = observe(graph, structure, ctx.calibration())
+        calibration = ctx.calibration
         widths = sorted({*ctx.target.act_bits, 8})
-        read = structure.tied()
-        table = {g: self._range(hist, widths, samples, g in read) for g, hist in histograms.items()}
+        found = recalled(
+            ctx.work,
+            lambda: digest(self.spec(), graph.content_hash, widths, data_digest(graph, calibration)),
+            lambda: self._found(graph, calibration, widths),
+        )
+        samples = int(found.pop("samples"))
+        table = {group: _unpacked(row, widths, samples) for group, row in found.items()}
         facts = {"samples": samples, "groups": len(table), "method": self.method}
         return PassResult(graph.with_notes(graph.notes.with_table(RANGES, table)), Report(facts=facts))
+
+    def _found(self, graph: Graph, calibration: Batches, widths: list[int]) -> dict[str, Array]:
+        """A packed range for each grid group, and `samples`, how many were seen."""
+        structure = Structure(graph)
+        histograms, samples = observe(graph, structure, calibration())
+        read = structure.tied()
+        ranges = {g: self._range(hist, widths, samples, g in read) for g, hist in histograms.items()}
+        return {group: _packed(found) for group, found in ranges.items()} | {"samples": np.array(samples)}
 
     def _range(self, hist: Histogram, widths: list[int], samples: int, layered: bool) -> Range:
         error = ClipError(hist)
@@ -73,6 +86,29 @@ class CalibrateRanges(Pass):
         if self.method == "minmax" or not layered:
             return lo, hi
         return least_squares_clip(error, lo, hi, bits)
+
+
+def _packed(found: Range) -> Array:
+    """lo, hi, and of each width, ascending, the clipping range and its error; float64."""
+    rows = [(*found.clip[bits], found.error[bits]) for bits in sorted(found.clip)]
+    return np.array([found.lo, found.hi, *(number for row in rows for number in row)])
+
+
+def _unpacked(numbers: Array, widths: list[int], samples: int) -> Range:
+    lo, hi, *others = numbers.tolist()
+    rows = {bits: others[3 * i : 3 * i + 3] for i, bits in enumerate(widths)}
+    clip = {bits: (row[0], row[1]) for bits, row in rows.items()}
+    return Range(lo, hi, clip, {bits: row[2] for bits, row in rows.items()}, samples)
+
+
+def data_digest(graph: Graph, stream: Batches) -> str:
+    """Hash of the graph's inputs in all batches of a stream; raises as `check_inputs` does."""
+    seen, hashes = 0, []
+    for batch in stream():
+        inputs = check_inputs(graph, batch, seen)
+        seen += len(next(iter(inputs.values())))
+        hashes.append(digest(inputs))
+    return digest(hashes)
 
 
 def observe(
@@ -111,7 +147,8 @@ def run_watched(graph: Graph, batches: Iterator[dict[str, Array]], watch: Callab
     for batch in batches:
         inputs = check_inputs(graph, batch, samples)
         samples += len(next(iter(inputs.values())))
-        runner.run(inputs, quantize=watch)
+        for part in parts_of(graph, inputs):
+            runner.run(part, quantize=watch)
     if not samples:
         raise DataError("the calibration data holds no samples")
     return samples

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from passes.analysis.correlation import pearson, spearman
+from passes.analysis.effort import affordable_samples
 from passes.analysis.predicted_loss import PredictedLoss
 from passes.analysis.samples import first_samples
 from passes.analysis.summed import rounding_digest
@@ -34,6 +35,7 @@ class CheckPrediction(Pass):
     Attributes:
         plans: how many.
         samples: held-out samples, the first ones.
+        teramacs: most multiply-accumulates of all plans, in 10¹²; large networks are run on fewer samples.
         least: fewest weight bits drawn: below it losses saturate, and such plans are of no use to anybody.
         batch: samples run at a time.
     """
@@ -46,6 +48,7 @@ class CheckPrediction(Pass):
 
     plans: int = 24
     samples: int = 64
+    teramacs: float = 1.0
     least: int = 3
     batch: int = 32
 
@@ -71,7 +74,8 @@ class CheckPrediction(Pass):
         """The loss of each plan, and on how many samples."""
         if ctx.holdout is None:
             raise PassContractError("check-prediction needs held-out samples")
-        batches = list(first_samples(graph, ctx.holdout, self.samples, self.batch))
+        samples = min(self.samples, affordable_samples(graph, len(plans), self.teramacs))
+        batches = list(first_samples(graph, ctx.holdout, samples, self.batch))
         named = [[(layer, bits.w, bits.a) for layer, bits in plan.items()] for plan in plans]
         key = digest("plans", self.batch, [b.digest for b in batches], named, rounding_digest(graph))
         kept = None if ctx.work is None else ctx.work.get(key)

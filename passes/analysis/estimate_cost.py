@@ -13,10 +13,11 @@ from passes.quantize.integerize import STORED_BITS, Integerizer
 from passes.quantize.layer_weights import ScaleMemo
 from passes.structure import Structure
 from qcompile.errors import InternalError
-from qcompile.ir import Graph
+from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import COSTS, RANGES, BitChoice, Bits, CostTable
-from qcompile.semantics.grids import packed_bytes
+from qcompile.pm.work import digest, recalled
+from qcompile.semantics.grids import packed_bytes, weight_scales
 from qcompile.target.backend import Estimating
 from qcompile.target.bench import measure_missing
 from qcompile.target.cost import roofline
@@ -86,6 +87,19 @@ def representatives(offered: Sequence[int], steps: Sequence[int]) -> dict[int, i
     return {bits: max(b for b in offered if step(b, steps) == step(bits, steps)) for bits in offered}
 
 
+def searched_scales(graph: Graph, ctx: PassContext) -> ScaleMemo:
+    """Weight scales of all layers at the widths that are priced."""
+    widths = sorted(set(representatives(ctx.target.weight_bits, ctx.target.weight_steps).values()))
+
+    def search() -> dict[str, Array]:
+        layers = [(layer, graph.const(graph.by_name[layer], "w")) for layer in Structure(graph).layers]
+        return {f"{bits} {layer}": weight_scales(w, bits) for layer, w in layers for bits in widths}
+
+    found = recalled(ctx.work, lambda: digest("weight scales", graph.content_hash, widths), search)
+    named = [(name.split(" ", 1), scale) for name, scale in found.items()]
+    return {(layer, int(bits)): scale for (bits, layer), scale in named}
+
+
 @dataclass
 class _Pricer:
     """Programs of the uniform precisions and the prices of their kernels."""
@@ -96,10 +110,13 @@ class _Pricer:
     measure: bool
     programs: dict[Bits, Program] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    scales: ScaleMemo = field(default_factory=dict)
+    scales: ScaleMemo = field(init=False)
     offered: dict[tuple[Bits, str], tuple[str, ...]] = field(default_factory=dict)
     fresh: int = 0
     guessed: int = 0
+
+    def __post_init__(self) -> None:
+        self.scales = searched_scales(self.graph, self.ctx)
 
     @property
     def total(self) -> int:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from passes.analysis.subjects import choices_of, with_pairs
+from passes.analysis.between_widths import every_second, filled
+from passes.analysis.effort import affordable_samples
+from passes.analysis.subjects import Choice, choices_of, with_pairs
 from passes.analysis.summed import Samples
 from passes.analysis.sweep import Float, Swept, sweep
 from passes.structure import Structure
-from qcompile.ir import WEIGHTED, Graph
+from qcompile.ir import Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
-from qcompile.pm.facts import INTERACTIONS, RANGES, SENSITIVITY
-
-_LEAST_SAMPLES = 8
+from qcompile.pm.facts import CANDIDATES, INTERACTIONS, RANGES, SENSITIVITY
 
 _MODEL_ERROR = 0.2
 """About the relative error of the quadratic loss of one choice, taken from networks where the measured one is exact."""
@@ -38,7 +38,8 @@ class MeasureOutputGram(Pass):
 
     Attributes:
         samples: calibration samples, the first ones.
-        teramacs: most multiply-accumulates of all runs, in 10¹²; large networks are run on fewer samples.
+        teramacs: most multiply-accumulates of all runs, in 10¹².  Networks that need more are measured at every second
+            width (see `between_widths`), and if that is not enough on fewer samples.
         strength: share of the terms between subjects that is noted: nonlinearities make changes of distant layers
             less alike than they are alone.
         diagonal: whether sensitivities that an earlier pass noted are replaced; where there are none they are noted.
@@ -52,30 +53,31 @@ class MeasureOutputGram(Pass):
     needs = ("calibration",)
 
     samples: int = 128
-    teramacs: float = 6.0
+    teramacs: float = 4.0
     strength: float = 0.5
     diagonal: bool = False
     batch: int = 16
 
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         choices = choices_of(Structure(graph), ctx.target.weight_bits, ctx.target.act_bits)
-        # A choice runs what lies behind it: half the network on average.
-        least = round(0.5 * macs(graph) * len(choices))
-        affordable = max(_LEAST_SAMPLES, int(self.teramacs * 1e12 // max(least, 1)))
-        samples = Samples(self.name, min(self.samples, affordable), self.batch)
-        swept = sweep(graph, ctx, [[choice] for choice in choices], samples, gram=True)
+        measured = choices
+        if self._affordable(graph, choices) < self.samples:
+            measured = every_second(choices)
+        samples = Samples(self.name, self._affordable(graph, measured), self.batch)
+        swept = sweep(graph, ctx, [[choice] for choice in measured], samples, gram=True)
         loss, error = combined(swept)
-        unit = np.sqrt(np.divide(loss, swept.quadratic, out=np.zeros_like(loss), where=swept.quadratic > 0))
-        between = self.strength * swept.gram * unit[:, None] * unit[None, :]
-        notes = with_pairs(graph.notes, choices, loss, error, between, self.name, diagonal=self.diagonal)
-        facts = {"samples": swept.samples, "choices": len(choices)}
+        optimized = bool(graph.notes.get(CANDIDATES))
+        every = filled(choices, measured, loss, error, optimized=optimized)
+        quadratic = swept.quadratic[every.like]
+        unit = np.sqrt(np.divide(every.loss, quadratic, out=np.zeros_like(quadratic), where=quadratic > 0))
+        between = self.strength * swept.gram[np.ix_(every.like, every.like)] * unit[:, None] * unit[None, :]
+        notes = with_pairs(graph.notes, choices, every.loss, every.error, between, self.name, diagonal=self.diagonal)
+        facts = {"samples": swept.samples, "choices": len(choices), "measured": len(measured)}
         return PassResult(graph.with_notes(notes), Report(facts=facts))
 
-
-def macs(graph: Graph) -> int:
-    """Multiply-accumulates of all layers for one sample."""
-    layers = [node for node in graph.nodes if node.op in WEIGHTED]
-    return sum(node.type.numel * math.prod(graph.const(node, "w").shape[1:]) for node in layers)
+    def _affordable(self, graph: Graph, choices: Sequence[Choice]) -> int:
+        # A choice runs what lies behind it: half the network on average.
+        return min(self.samples, affordable_samples(graph, 0.5 * len(choices), self.teramacs))
 
 
 def combined(swept: Swept) -> tuple[Float, Float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from passes.analysis.summed import REFERENCE_SAMPLES, Samples, Step, mean_and_er
 from qcompile.errors import PassContractError
 from qcompile.exec.tensors import Tensor, inference
 from qcompile.exec.torch_effects import MeanHessian, effects_of
-from qcompile.exec.torch_exec import TorchGraph
+from qcompile.exec.torch_exec import TorchGraph, parts_of, samples_together
 from qcompile.exec.torch_loss import VALUES, OutputLoss, output_losses, with_variances
 from qcompile.exec.torch_variants import VariantRunner
 from qcompile.ir import Array, Graph
@@ -52,6 +52,7 @@ def sweep(
     graph: Graph, ctx: PassContext, sets: Sequence[Sequence[Choice]], samples: Samples, *, gram: bool = False
 ) -> Swept:
     """Run every set of choices alone over the samples."""
+    samples = replace(samples, batch=min(samples.batch, samples_together(graph)))
     named = [[(choice.subject, choice.bits) for choice in choices] for choices in sets]
 
     def prepare() -> Step:
@@ -80,9 +81,10 @@ def reference_outputs(graph: Graph, ctx: PassContext) -> Iterator[Mapping[str, T
         raise PassContractError("an analysis that needs calibration samples got none")
     runner = TorchGraph(graph)
     for batch in first_samples(graph, ctx.calibration, REFERENCE_SAMPLES, 32):
-        with inference():
-            outputs = runner.run(batch.inputs)
-        yield outputs
+        for part in parts_of(graph, batch.inputs):
+            with inference():
+                outputs = runner.run(part)
+            yield outputs
 
 
 def _effects(runner: VariantRunner, hessian: MeanHessian, batch: LabelledBatch, gram: bool) -> dict[str, Array]:

@@ -9,12 +9,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from passes.analysis.calibrate_ranges import data_digest
+from passes.analysis.summed import rounding_digest
 from passes.plan.simulate import Measurement, Simulator
 from passes.structure import Structure
 from qcompile.errors import PassContractError
 from qcompile.ir import Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import BITS, RANGES, BitChoice
+from qcompile.pm.work import digest
 
 Plan = Mapping[str, BitChoice]
 
@@ -52,12 +55,23 @@ class SelectPlan(Pass):
                 raise PassContractError(f"a candidate plan does not cover exactly the layers: {', '.join(odd)}")
         known: dict[tuple[tuple[str, int, int], ...], Measurement] = ctx.data.get("measured", {})
         keys = [tuple((layer, plan[layer].w, plan[layer].a) for layer in sorted(plan)) for plan in candidates]
+        data = rounding = ""
+        if ctx.work is not None:
+            data, rounding = data_digest(graph, ctx.holdout), rounding_digest(graph)
         simulator = None
         for done, (key, plan) in enumerate(zip(keys, candidates, strict=True)):
             ctx.progress(self.name, done, len(candidates))
-            if key not in known:
+            if key in known:
+                continue
+            name = digest("plan", key, data, rounding)
+            kept = None if ctx.work is None else ctx.work.get(name)
+            if kept is None:
                 simulator = simulator or Simulator(graph, graph.notes[RANGES], ctx.holdout())
-                known[key] = simulator.measure(plan)
+                found = simulator.measure(plan)
+                kept = {"loss": np.array(found.loss), "agreement": np.array(found.agreement), "each": found.each}
+                if ctx.work is not None:
+                    ctx.work.put(name, kept)
+            known[key] = Measurement(float(kept["loss"]), float(kept["agreement"]), kept["each"])
         measured = [known[key] for key in keys]
         uniform = [dict(plan) for plan in ctx.data.get("uniform", ())]
         chosen = choose(measured, [i for i, plan in enumerate(candidates) if dict(plan) in uniform])

@@ -15,7 +15,7 @@ from passes.analysis.subjects import rounding_grids
 from passes.structure import Structure
 from qcompile.errors import DataError
 from qcompile.exec.tensors import Tensor, fake_quantize, inference, to_numpy
-from qcompile.exec.torch_exec import TorchGraph
+from qcompile.exec.torch_exec import TorchGraph, parts_of
 from qcompile.exec.torch_loss import OutputLoss, output_losses, total_loss, with_variances
 from qcompile.ir import Array, Graph, Grid
 from qcompile.pm.facts import BitChoice, Range
@@ -58,7 +58,7 @@ class Simulator:
         view = separate_layer_inputs(graph, self.structure)
         self.copies = {name: value for value, name in view.read_as.items() if name != value}
         self.runner = TorchGraph(view.graph)
-        self.batches = [check_inputs(graph, batch) for batch in batches]
+        self.batches = [part for batch in batches for part in parts_of(graph, check_inputs(graph, batch))]
         if not self.batches:
             raise DataError("there are no samples to measure plans on")
         with inference():

@@ -10,12 +10,13 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.analysis.calibrate_ranges import run_watched
+from passes.analysis.calibrate_ranges import data_digest, run_watched
 from passes.quantize.channels import Channels, Places, Real, blocks, channels_of, scaled
 from qcompile.errors import PassContractError
 from qcompile.exec.tensors import Tensor
 from qcompile.ir import WEIGHTED, Aspect, Graph
 from qcompile.pm.base import ON_FLOAT, Batches, Levels, Nothing, Pass, PassContext, PassResult, Report
+from qcompile.pm.work import digest, recalled
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class EqualizeLayers(Pass):
         read = {value for value in read if channels.free[channels.sets[value]].any()}
         if not read:
             return PassResult(graph)
-        sizes = channel_sizes(graph, read | channels.bounds.keys(), ctx.calibration)
+        sizes = _sizes(graph, ctx, read | channels.bounds.keys(), ctx.calibration)
         room = np.full(len(channels.free), np.inf)
         for value, bound in channels.bounds.items():
             np.minimum.at(room, channels.sets[value], _ratio(bound, sizes[value].largest))
@@ -120,6 +121,15 @@ class Sizes:
 
     largest: Real
     square: Real
+
+
+def _sizes(graph: Graph, ctx: PassContext, values: Set[str], stream: Batches) -> dict[str, Sizes]:
+    found = recalled(
+        ctx.work,
+        lambda: digest("channel sizes", graph.content_hash, sorted(values), data_digest(graph, stream)),
+        lambda: {k: np.stack([s.largest, s.square]) for k, s in channel_sizes(graph, values, stream).items()},
+    )
+    return {value: Sizes(*both) for value, both in found.items()}
 
 
 def channel_sizes(graph: Graph, values: Set[str], stream: Batches) -> dict[str, Sizes]:

@@ -13,6 +13,7 @@ from passes.analysis.samples import first_samples
 from passes.quantize.correct_bias import corrected_bias
 from passes.quantize.gptq import (
     MANY,
+    Factor,
     Float,
     best_of,
     best_scale,
@@ -22,17 +23,20 @@ from passes.quantize.gptq import (
     unclipped_scale,
     working,
 )
-from passes.quantize.layer_rounding import EXACT_FROM
+from passes.quantize.layer_rounding import EXACT_FROM, FINE_FROM
 from passes.structure import Structure
 from qcompile.errors import PassContractError, UsageError
 from qcompile.exec.tensors import Tensor, inference
-from qcompile.exec.torch_exec import TorchGraph
+from qcompile.exec.torch_exec import TorchGraph, parts_of
 from qcompile.exec.torch_moments import Moments
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import CANDIDATES, Candidates, Rounded
 from qcompile.pm.work import digest
 from qcompile.semantics.grids import quantize_weights, weight_range, weight_scales
+
+Rows = dict[int, tuple[Float, Float]]
+"""Bits → integers (G, R, K) and scales (G, R)."""
 
 METHODS = ("gptq", "nearest")
 
@@ -44,8 +48,11 @@ _FEW = 4
 
 
 def candidate_scales(bits: int, columns: int) -> NDArray[np.float64]:
-    """Shares of the scale that clips nothing; equally many for all widths."""
-    return _SHRINK if columns < MANY else np.linspace(1.0, min(0.2 + 0.1 * bits, 0.9), _FEW)
+    """Shares of the scale that clips nothing; of few columns equally many for all widths."""
+    if columns < MANY:
+        return _SHRINK
+    least = min(0.2 + 0.1 * bits, 0.9)
+    return np.array([(1.0 + least) / 2]) if bits >= FINE_FROM else np.linspace(1.0, least, _FEW)
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,8 @@ class RoundCandidates(Pass):
             raise PassContractError("round-candidates needs calibration samples")
         for batch in first_samples(graph, ctx.calibration, self.samples, self.batch):
             with inference():
-                runner.run(batch.inputs, quantize=look)
+                for part in parts_of(graph, batch.inputs):
+                    runner.run(part, quantize=look)
         return found
 
 
@@ -180,21 +188,35 @@ def rounded_at_all(graph: Graph, moments: Moments, widths: Sequence[int], sweeps
     return Candidates(found)
 
 
-def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> dict[int, tuple[Float, Float]]:
-    """Integers (G, R, K) and scales (G, R) at each width: GPTQ for all widths and candidate scales in one run.
+def round_at_widths(w: Float, h: Float, widths: Sequence[int], sweeps: int) -> Rows:
+    """Integers (G, R, K) and scales (G, R) at each width: GPTQ for many widths and candidate scales in one run.
+
+    Many columns cost much, and fine grids are forgiving: those of `FINE_FROM` and more bits have one candidate and no
+    descent there.
 
     Args:
         w: (G, R, K).
         h: positive definite (G, K, K); factorised once.
     """
     w, h = working(w), working(h)
+    factor = factorised(h)
+    if w.shape[2] < MANY:
+        return _rounded_alike(w, h, factor, widths, sweeps)
+    fine = [bits for bits in widths if bits >= FINE_FROM]
+    coarse = [bits for bits in widths if bits < FINE_FROM]
+    found = _rounded_alike(w, h, factor, fine, 0) if fine else {}
+    return found | (_rounded_alike(w, h, factor, coarse, sweeps) if coarse else {})
+
+
+def _rounded_alike(w: Float, h: Float, factor: Factor, widths: Sequence[int], sweeps: int) -> Rows:
+    """All widths with equally many candidate scales and as many sweeps of descent behind them."""
     groups, rows, columns = w.shape
     shares = np.stack([candidate_scales(bits, columns) for bits in widths]).astype(w.dtype)
     shape = (groups, *shares.shape, rows)
     tops = np.array([weight_range(bits)[1] for bits in widths], w.dtype)
     base = unclipped_scale(w[:, None, None], tops[:, None, None])
     scales = np.broadcast_to(base * shares[:, :, None], shape)
-    q, scale = best_of(w, factorised(h), scales, np.broadcast_to(tops[:, None, None], shape))
+    q, scale = best_of(w, factor, scales, np.broadcast_to(tops[:, None, None], shape))
     if sweeps:
         stacked = np.broadcast_to(w[:, None], (groups, len(widths), rows, columns)).reshape(groups, -1, columns)
         q = descend(q, scale, stacked, h, np.repeat(tops, rows), 1 if columns >= MANY else sweeps)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from passes.analysis.calibrate_ranges import check_inputs
+from passes.analysis.calibrate_ranges import check_inputs, data_digest
 from passes.analysis.layer_inputs import separate_layer_inputs
 from passes.analysis.subjects import rounding_grids
 from passes.quantize.correct_bias import corrected_bias
@@ -23,6 +24,8 @@ from qcompile.exec.torch_tune import LayerIntegers, Schedule, Tuner
 from qcompile.ir import Array, Graph, Node
 from qcompile.pm.base import ON_FLOAT, Batches, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import BITS, RANGES, ROUNDED, BitChoice, Rounded
+from qcompile.pm.notes_json import notes_to_json
+from qcompile.pm.work import digest, recalled
 from qcompile.semantics.grids import weight_range
 
 METHODS = ("gptq", "adaround", "adaquant", "discquant", "nearest")
@@ -79,9 +82,35 @@ class RoundWeights(Pass):
         table: dict[str, Rounded] = {}
         facts: dict[str, object] = {"method": self.method}
         if self.method != "nearest":
-            table, found = self._round_all(graph, ctx, ctx.calibration)
+            table, found = self._recalled(graph, ctx, ctx.calibration)
             facts |= found
         return PassResult(graph.with_notes(graph.notes.with_table(ROUNDED, table)), Report(facts=facts))
+
+    def _recalled(
+        self, graph: Graph, ctx: PassContext, calibration: Batches
+    ) -> tuple[dict[str, Rounded], dict[str, object]]:
+        """What `_round_all` finds, or found in an earlier run of the same plan."""
+        bits = graph.notes[BITS]
+
+        def key() -> str:
+            plan = [(layer, choice.w, choice.a) for layer, choice in sorted(bits.items())]
+            limits = [ctx.target.winograd_inputs, ctx.target.winograd_weights]
+            ranges = notes_to_json(graph.notes, [RANGES])
+            return digest(
+                self.spec(), graph.content_hash, ranges, plan, limits, ctx.seed, data_digest(graph, calibration)
+            )
+
+        def compute() -> dict[str, Array]:
+            table, facts = self._round_all(graph, ctx, calibration)
+            parts = {f"{part} {layer}": getattr(r, part) for layer, r in table.items() for part in ("q", "scale", "b")}
+            return parts | {"facts": np.array(json.dumps(facts))}
+
+        found = recalled(ctx.work, key, compute)
+        table = {
+            layer: Rounded(choice.w, *(found[f"{part} {layer}"] for part in ("q", "scale", "b")))
+            for layer, choice in ((layer, bits[layer]) for layer in Structure(graph).layers)
+        }
+        return table, json.loads(str(found["facts"]))
 
     def _round_all(
         self, graph: Graph, ctx: PassContext, calibration: Batches

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qcompile.exec.torch_exec import TorchGraph, evaluate
+from qcompile.exec.tensors import image_order
+from qcompile.exec.torch_exec import TorchGraph, evaluate, parts_of
 from qcompile.ir import Array, Graph, Node
 
 
@@ -29,13 +30,13 @@ class PairedSteps:
     ) -> None:
         self.graph, self.quantize = graph, quantize
         self.model = TorchGraph(graph)
-        self.position = [0] * len(batches)
         self.index = {node.name: i for i, node in enumerate(graph.nodes)}
         self.replaced: dict[str, dict[str, Tensor]] = {}
         self.values: list[dict[str, tuple[Tensor, Tensor]]] = []
-        for batch in batches:
-            inputs = {port.name: torch.from_numpy(np.array(batch[port.name], np.float32)) for port in graph.inputs}
+        for batch in (part for whole in batches for part in parts_of(graph, whole)):
+            inputs = {name: image_order(torch.from_numpy(np.array(x, np.float32))) for name, x in batch.items()}
             self.values.append({name: (x, quantize(name, x)) for name, x in inputs.items()})
+        self.position = [0] * len(self.values)
 
     def replace(self, layer: str, w: Array, b: Array) -> None:
         """From now on the second run uses these weights and this bias for a layer; both real, any float dtype."""

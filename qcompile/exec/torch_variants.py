@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qcompile.exec.tensors import fake_quantize
-from qcompile.exec.torch_exec import Consts, TorchGraph, evaluate
+from qcompile.exec.tensors import fake_quantize, image_order
+from qcompile.exec.torch_exec import Consts, TorchGraph, evaluate, samples_together
 from qcompile.ir import Array, Graph, Grid, Node
 
 
@@ -32,7 +32,8 @@ class VariantRunner:
     Args:
         graph: float graph.
         variants: what to run.
-        rows: most samples times variants in a stack; at least one variant runs at a time.
+        rows: most samples times variants in a stack, fewer where values are large; at least one variant runs at a
+            time.
     """
 
     def __init__(self, graph: Graph, variants: Sequence[Variant], rows: int = 128) -> None:
@@ -58,7 +59,7 @@ class VariantRunner:
         """
         with torch.no_grad():
             arrays = {port.name: np.array(inputs[port.name], np.float32) for port in self.graph.inputs}
-            start = {name: _channels_last(torch.from_numpy(array)) for name, array in arrays.items()}
+            start = {name: image_order(torch.from_numpy(array)) for name, array in arrays.items()}
             yield (), self._outputs(self._walk(dict(start), 0))
             values = dict(start)
             for port in self.graph.inputs:
@@ -89,16 +90,11 @@ class VariantRunner:
         if not numbers:
             return
         samples = len(next(iter(values.values())))
-        size = max(1, self.rows // samples)
+        size = max(1, min(self.rows, samples_together(self.graph, start)) // samples)
         for i in range(0, len(numbers), size):
             part = numbers[i : i + size]
             stack = _Stack(self, [self.variants[k] for k in part], samples, dict(values))
             yield part, stack.run(start)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Images with the channels of a pixel side by side, as every operator then leaves them: convolutions are faster."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 class _Stack:

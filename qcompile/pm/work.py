@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from qcompile.target.cost import cache_directory
 
 log = logging.getLogger("qcompile")
 
-_VERSION = 2
+_VERSION = 3
 """Of what pieces hold; raise it when an analysis computes something else under the same key."""
 
 _BUSY_SECONDS = 30.0
@@ -129,3 +129,17 @@ class WorkCache:
         finally:
             if db is not None:
                 db.close()
+
+
+def recalled(
+    work: WorkCache | None, key: Callable[[], str], compute: Callable[[], dict[str, Array]]
+) -> dict[str, Array]:
+    """The arrays kept under a key, else computed now and kept; without a store computed, and no key is asked for."""
+    if work is None:
+        return compute()
+    name = key()
+    found = work.get(name)
+    if found is None:
+        found = compute()
+        work.put(name, found)
+    return found

@@ -8,7 +8,7 @@ import torch
 
 from qcompile.errors import GraphError
 from qcompile.exec import float_exec
-from qcompile.exec.torch_exec import TorchGraph
+from qcompile.exec.torch_exec import TorchGraph, parts_of, samples_together
 from qcompile.ir import FLOAT, INT, OPS, Graph, GraphBuilder, TensorType
 
 RNG = np.random.default_rng(0)
@@ -140,3 +140,16 @@ def test_only_float_graphs() -> None:
 def test_a_missing_input_is_named() -> None:
     with pytest.raises(GraphError, match="input 'x' is missing"):
         float_exec.run(small(), {})
+
+
+def test_large_values_run_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = CASES["conv2d"]  # its output, 6·4·7 numbers of 4 bytes, is the largest value
+    monkeypatch.setattr("qcompile.exec.torch_exec._HEAP_BYTES", 3 * 4 * graph.by_name["node"].type.numel + 1)
+    assert samples_together(graph) == 3
+    x = array(8, 4, 7, 6)
+    parts = list(parts_of(graph, {"x0": x, "labels": np.arange(8)}))
+    assert [set(part) for part in parts] == [{"x0"}] * 3
+    assert [len(part["x0"]) for part in parts] == [3, 3, 2]
+    np.testing.assert_array_equal(np.concatenate([part["x0"] for part in parts]), x)
+    monkeypatch.setattr("qcompile.exec.torch_exec._HEAP_BYTES", 1)
+    assert samples_together(graph) == 1

@@ -11,15 +11,17 @@ import torch
 from estimator_nets import DATA, TARGET, N, calibrated, context, stream
 
 from passes.analysis import subjects
+from passes.analysis.calibrate_ranges import CalibrateRanges
 from passes.analysis.check_prediction import CheckPrediction
 from passes.analysis.correlation import spearman
+from passes.analysis.effort import macs
 from passes.analysis.estimate_fisher_gram import EstimateFisherGram
 from passes.analysis.estimate_fisher_loss import EstimateFisherLoss
 from passes.analysis.estimate_hessian_trace import EstimateHessianTrace
 from passes.analysis.estimate_hvp_rows import EstimateHvpRows
 from passes.analysis.estimate_output_fisher import EstimateOutputFisher
 from passes.analysis.estimate_top_eigenvalue import EstimateTopEigenvalue
-from passes.analysis.measure_output_gram import MeasureOutputGram, combined, macs
+from passes.analysis.measure_output_gram import MeasureOutputGram, combined
 from passes.analysis.measure_output_noise import MeasureOutputNoise
 from passes.analysis.measure_pair_loss import MeasurePairLoss, chosen_pairs, closest_first
 from passes.analysis.measure_single_loss import MeasureSingleLoss
@@ -166,6 +168,16 @@ def test_variants_equal_runs_of_their_own() -> None:
             )
             torch.testing.assert_close(found, own["y"], rtol=1e-5, atol=1e-6)
     assert sorted(seen) == list(range(len(sets)))
+
+
+def test_stacks_of_large_values_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = rounded()
+    rounder = Rounder(graph)
+    variants = [rounder.variant([Choice("w:c1", bits)]) for bits in TARGET.weight_bits]
+    # The largest value behind c1 has 4·6·6 numbers.
+    monkeypatch.setattr("qcompile.exec.torch_exec._HEAP_BYTES", 4 * 4 * 144 * 2)
+    stacks = [list(numbers) for numbers, _ in VariantRunner(rounder.graph, variants).run({"x": DATA[:4]})]
+    assert stacks == [[], [0, 1], [2]]
 
 
 def test_single_losses_are_those_of_the_simulated_change() -> None:
@@ -387,9 +399,38 @@ def test_large_networks_are_run_on_fewer_samples() -> None:
     graph = rounded()
     # c1: 4·6·6 outputs of 18 products, c2: of 36, fc: 3 of 4; 15 choices.
     assert macs(graph) == 144 * 18 + 144 * 36 + 3 * 4
-    bound = 0.5 * macs(graph) * 15 * 18 / 1e12
-    report = MeasureOutputGram(samples=N, teramacs=bound * 1.01).run(graph, context()).report
-    assert report.facts == {"samples": 18, "choices": 15}
+    one = 0.5 * macs(graph) * 15 / 1e12
+    report = MeasureOutputGram(samples=18, teramacs=one * 18.01).run(graph, context()).report
+    assert report.facts == {"samples": 18, "choices": 15, "measured": 15}
+    report = MeasureOutputGram(samples=N, teramacs=one * 18.01).run(graph, context()).report
+    assert report.facts == {"samples": 18, "choices": 15, "measured": 15}, "these widths have nothing between them"
+    assert MeasureOutputGram(samples=N, teramacs=1e-12).run(graph, context()).report.facts["samples"] == 8
+    found = CheckPrediction(plans=12, samples=N, teramacs=12.01 * macs(graph) * 9 / 1e12)
+    graph = PredictLoss().run(MeasureOutputGram(samples=N).run(graph, context()).graph, context()).graph
+    assert found.run(graph, context()).graph.notes[VALIDITY][""].samples == 9
+
+
+def test_large_networks_are_measured_at_every_second_width() -> None:
+    ctx = replace(context(), target=replace(TARGET, weight_bits=(3, 4, 5, 8), act_bits=(4, 5, 6, 8)))
+    graph = RoundCandidates().run(calibrated(), ctx).graph
+    graph = CalibrateRanges().run(graph, ctx).graph
+    pass_ = MeasureOutputGram(samples=N)
+    full = pass_.run(graph, ctx)
+    assert full.report.facts["measured"] == 3 * 4 + 3 * 4
+    thin = replace(pass_, teramacs=0.5 * macs(graph) * 24 * (N - 0.5) / 1e12).run(graph, ctx)
+    assert thin.report.facts == {"samples": N, "choices": 24, "measured": 3 * 3 + 3 * 3}
+    whole, found = full.graph.notes[SENSITIVITY], thin.graph.notes[SENSITIVITY]
+    for subject, own in found.items():
+        assert set(own.loss) == set(whole[subject].loss)
+        middle = 4 if subject[0] == "w" else 5
+        # The unit of the quadratic form is a median over the choices that were measured.
+        assert own.loss[middle - 1] == pytest.approx(whole[subject].loss[middle - 1], rel=0.3)
+        assert own.loss[middle] == pytest.approx((own.loss[middle - 1] * own.loss[middle + 1]) ** 0.5)
+    wide, narrow = (interactions_of(result.graph) for result in (full, thin))
+    assert (wide.subjects, wide.bits) == (narrow.subjects, narrow.bits)
+    i, j = ((wide.subjects.index(s), wide.bits[wide.subjects.index(s)]) for s in ("w:c1", "w:c2"))
+    assert np.sign(narrow.matrix[i[0], j[0]]) == np.sign(wide.matrix[i[0], j[0]])
+    assert np.isfinite(narrow.matrix).all()
 
 
 def test_validity_of_predictions(tmp_path: Path) -> None:

@@ -107,11 +107,15 @@ def many_columns() -> tuple[np.ndarray, np.ndarray]:
 def test_layers_of_many_columns_are_looked_at_less_finely_and_are_never_worse_than_nearest() -> None:
     assert len(candidate_shares(FINE_FROM, MANY)) < len(candidate_shares(FINE_FROM, MANY - 1))
     assert len(candidate_shares(4, MANY)) == len(candidate_shares(4, MANY - 1))
-    assert len({len(candidate_scales(bits, MANY)) for bits in range(2, 8)}) == 1
-    assert all(candidate_scales(bits, MANY)[0] == 1 for bits in range(2, 8))
+    counts = {bits: len(candidate_scales(bits, MANY)) for bits in range(2, 8)}
+    assert counts == {bits: 4 if bits < FINE_FROM else 1 for bits in range(2, 8)}
+    assert all(candidate_scales(bits, MANY)[0] == 1 for bits in range(2, FINE_FROM))
+    assert all(0.8 < candidate_scales(bits, MANY)[0] < 1 for bits in range(FINE_FROM, 8))
     w, x = many_columns()
     h = damped((x.T @ x / len(x))[None])
-    for bits, (q, scale) in round_at_widths(w, h, (2, 6), 2).items():
+    rounded = round_at_widths(w, h, (2, 6, 7), 2)
+    assert list(rounded) == [6, 7, 2]
+    for bits, (q, scale) in rounded.items():
         top = (1 << (bits - 1)) - 1
         plain = unclipped_scale(w, top)
         found = quadratic_error(q.astype(float), scale.astype(float), w, h)

@@ -1,0 +1,98 @@
+"""Passes that keep what they found: a second run computes nothing, and another question is asked anew."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from passes.analysis.calibrate_ranges import CalibrateRanges
+from passes.plan.select_plan import SelectPlan
+from passes.quantize.equalize_layers import EqualizeLayers
+from passes.quantize.round_candidates import RoundCandidates
+from passes.quantize.round_weights import RoundWeights
+from passes.structure import Structure
+from qcompile.exec.torch_exec import TorchGraph
+from qcompile.ir import Array, Graph
+from qcompile.pm.base import Pass, PassContext
+from qcompile.pm.facts import BITS, BitChoice
+from qcompile.pm.notes_json import notes_to_json
+from qcompile.pm.work import WorkCache, recalled
+from tests.passes.analysis.estimator_nets import DATA, calibrated, context, conv_net
+
+
+def planned(graph: Graph, w: int) -> Graph:
+    plan = {layer: BitChoice(w, 8) for layer in Structure(graph).layers}
+    return graph.with_notes(graph.notes.with_table(BITS, plan))
+
+
+def ctx_of(folder: Path | None) -> PassContext:
+    ctx = context(folder)
+    plans = [{layer: BitChoice(w, 8) for layer in ("c1", "c2", "fc")} for w in (3, 4)]
+    return replace(ctx, data={"candidates": plans})
+
+
+def other_stream() -> Iterator[dict[str, Array]]:
+    yield {"x": DATA[::-1] * 1.5}
+
+
+CASES = {
+    "ranges": (CalibrateRanges(), conv_net),
+    "channels": (EqualizeLayers(), conv_net),
+    "integers": (RoundWeights(), lambda: planned(calibrated(), 3)),
+    "discquant": (RoundWeights(method="discquant", epochs=1), lambda: planned(calibrated(), 3)),
+    "plans": (SelectPlan(), lambda: RoundCandidates().run(calibrated(), context()).graph),
+}
+
+
+def found(pass_: Pass, graph: Graph, ctx: PassContext) -> tuple[str, str, object]:
+    result = pass_.run(graph, ctx)
+    return result.graph.content_hash, notes_to_json(result.graph.notes, pass_.provides), result.report.facts
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_computed_twice(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pass_, make = CASES[case]
+    graph = make()
+    without = found(pass_, graph, ctx_of(None))
+    assert found(pass_, graph, ctx_of(tmp_path)) == without
+
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("the network was run again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchGraph, "run", run)
+        patch.setattr("passes.quantize.round_weights.PairedSteps", run)
+        assert found(pass_, graph, ctx_of(tmp_path)) == without
+        changed = replace(ctx_of(tmp_path), calibration=other_stream, holdout=other_stream)
+        with pytest.raises(AssertionError, match="run again"):
+            pass_.run(graph, changed)
+
+
+def test_integers_belong_to_one_plan_and_one_method(tmp_path: Path) -> None:
+    graph, ctx = calibrated(), context(tmp_path)
+    three, four = (found(RoundWeights(), planned(graph, w), ctx) for w in (3, 4))
+    assert three != four
+    assert found(RoundWeights(method="adaround"), planned(graph, 3), ctx) != three
+    assert found(RoundWeights(), planned(graph, 3), replace(ctx, seed=1))[1] != ""
+    limits = replace(ctx.target, winograd_inputs=255, winograd_weights=127)
+    assert found(RoundWeights(), planned(graph, 3), replace(ctx, target=limits))[1] == three[1]
+    assert found(RoundWeights(), planned(graph, 4), ctx) == four
+
+
+def test_recalled_asks_for_no_key_without_a_store(tmp_path: Path) -> None:
+    def key() -> str:
+        raise AssertionError
+
+    assert recalled(None, key, lambda: {"x": np.ones(2)})["x"].tolist() == [1, 1]
+    work, runs = WorkCache(tmp_path), []
+
+    def compute() -> dict[str, Array]:
+        runs.append(1)
+        return {"x": np.arange(3), "facts": np.array("text")}
+
+    first, second = (recalled(work, lambda: "key", compute) for _ in range(2))
+    assert len(runs) == 1
+    assert first["x"].tolist() == second["x"].tolist() == [0, 1, 2]
+    assert str(second["facts"]) == "text"
