@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from qcompile.pm.facts import COSTS, RANGES, BitChoice, Bits, CostTable
 from qcompile.pm.work import digest, recalled
 from qcompile.semantics.grids import packed_bytes, weight_scales
 from qcompile.target.backend import Estimating
-from qcompile.target.bench import measure_missing
+from qcompile.target.bench import available_cores, measure_missing
 from qcompile.target.cost import roofline
 from qcompile.target.program import Kernel, KernelWork, Program, work_of
 from qcompile.target.table import MeasuredCosts
@@ -53,9 +54,8 @@ class EstimateCost(Pass):
         weights = representatives(target.weight_bits, target.weight_steps)
         # Below the stored width layers read copies of values that others read too: a price of its own for each side.
         acts = representatives(target.act_bits, (*target.act_steps, STORED_BITS - 1))
-        for w in dict.fromkeys(weights.values()):
-            for a in dict.fromkeys(acts.values()):
-                pricer.collect((w, a))
+        pairs = [(w, a) for w in dict.fromkeys(weights.values()) for a in dict.fromkeys(acts.values())]
+        pricer.collect(pairs)
         pricer.measure_missing()
         for bits in pricer.programs:
             prices[bits] = pricer.price(bits)
@@ -136,18 +136,26 @@ class _Pricer:
     def _measuring(self) -> bool:
         return self.measure and self.ctx.backend is not None and self.ctx.costs is not None
 
-    def collect(self, bits: Bits) -> None:
-        """Lower the network at one uniform precision."""
+    def collect(self, pairs: Sequence[Bits]) -> None:
+        """Lower the network at each uniform precision, and see which implementations its kernels have."""
+        # Looking at weights is NumPy's work, which leaves other threads alone.
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for bits, (program, offered) in zip(pairs, pool.map(self._lowered, pairs), strict=True):
+                self.programs[bits] = program
+                self.offered |= {(bits, name): variants for name, variants in offered.items()}
+
+    def _lowered(self, bits: Bits) -> tuple[Program, dict[str, tuple[str, ...]]]:
+        """The program at one precision, and by kernel what is to be priced."""
         structure = Structure(self.graph)
         plan = {layer: BitChoice(*bits) for layer in structure.layers}
         integer = Integerizer(self.graph, self.graph.notes[RANGES], plan, self.scales).run()
         integer = CopyAtBoundary().run(integer, self.ctx).graph
         program = plan_program(integer, self.ctx.target)
-        self.programs[bits] = program
+        offered, backend = {}, self.ctx.backend
         for kernel in program.kernels:
-            backend = self.ctx.backend
             variants = backend.variants(kernel, program) if backend is not None else ("",)
-            self.offered[bits, kernel.name] = variants if self._measuring else self._foreseen(kernel, program, variants)
+            offered[kernel.name] = variants if self._measuring else self._foreseen(kernel, program, variants)
+        return program, offered
 
     def _works(self) -> dict[str, tuple[KernelWork, Kernel, Program]]:
         found: dict[str, tuple[KernelWork, Kernel, Program]] = {}

@@ -63,11 +63,15 @@ def measure_missing(
     return found
 
 
+def available_cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def conditions() -> dict[str, Any]:
     """What is worth knowing about the machine beside a measurement: date, load, processors this process may use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "usable_cpus": usable,
+        "usable_cpus": available_cores(),
     }

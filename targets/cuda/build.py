@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from qcompile.errors import TargetError
+from qcompile.target.bench import available_cores
 from targets.cuda import nvrtc
 from targets.cuda.image_cache import ImageCache
 from targets.cuda.places import HOME, package_folders
@@ -125,7 +126,7 @@ def compile_kernels(
         return image
 
     made: dict[str, dict[str, Image]] = {architecture: {} for architecture in architectures}
-    with ThreadPoolExecutor(_processors()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for (architecture, names), image in zip(jobs, pool.map(one, jobs), strict=True):
             made[architecture] |= dict.fromkeys(names, image)
     images.trim()
@@ -135,10 +136,6 @@ def compile_kernels(
 def _key(compiler: str, architecture: str, text: str) -> str:
     parts = (_version(compiler), architecture, *_OPTIONS, text)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _OPTIONS = ("-std=c++17", "-diag-suppress=177")

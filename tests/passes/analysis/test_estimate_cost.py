@@ -26,8 +26,8 @@ def test_widths_below_the_stored_one_pay_for_their_copies(monkeypatch: pytest.Mo
         def __init__(self, *args: object) -> None:
             pass
 
-        def collect(self, bits: tuple[int, int]) -> None:
-            seen.append(bits)
+        def collect(self, pairs: list[tuple[int, int]]) -> None:
+            seen.extend(pairs)
 
         def measure_missing(self) -> None:
             raise StopError
