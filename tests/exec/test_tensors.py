@@ -20,6 +20,14 @@ def test_fake_quantisation_is_torchs(dtype: str, zero: int, scale: float) -> Non
     assert torch.equal(x, kept), "the input is not written"
 
 
+def test_scales_are_those_of_single_precision() -> None:
+    """Torch divides by the scale as a float32; on ties one last place decides."""
+    for scale in np.random.default_rng(1).uniform(1e-3, 1, 200):
+        x = torch.from_numpy((np.arange(-1, 300, 0.5) * scale).astype(np.float32))
+        wanted = torch.fake_quantize_per_tensor_affine(x, float(scale), 3, 0, 255)
+        assert torch.equal(fake_quantize(x, Grid(float(scale), 3, "u8")), wanted)
+
+
 def test_gradients_pass_inside_the_range() -> None:
     x = torch.tensor([-9.0, 0.4, 99.0], requires_grad=True)
     fake_quantize(x, Grid(1.0, 0, "u4")).sum().backward()  # type: ignore[no-untyped-call]

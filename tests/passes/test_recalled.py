@@ -1,5 +1,6 @@
 """Passes that keep what they found: a second run computes nothing, and another question is asked anew."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from passes.analysis.calibrate_ranges import CalibrateRanges
+from passes.analysis.estimate_cost import representatives, searched_scales
 from passes.plan.select_plan import SelectPlan
 from passes.quantize.equalize_layers import EqualizeLayers
 from passes.quantize.round_candidates import RoundCandidates
@@ -19,11 +21,12 @@ from qcompile.pm.base import Pass, PassContext
 from qcompile.pm.facts import BITS, BitChoice
 from qcompile.pm.notes_json import notes_to_json
 from qcompile.pm.work import WorkCache, recalled
+from qcompile.semantics.grids import weight_scales
 from tests.passes.analysis.estimator_nets import DATA, calibrated, context, conv_net
 
 
-def planned(graph: Graph, w: int) -> Graph:
-    plan = {layer: BitChoice(w, 8) for layer in Structure(graph).layers}
+def planned(graph: Graph, w: int, a: int = 8) -> Graph:
+    plan = {layer: BitChoice(w, a) for layer in Structure(graph).layers}
     return graph.with_notes(graph.notes.with_table(BITS, plan))
 
 
@@ -48,7 +51,8 @@ CASES = {
 
 def found(pass_: Pass, graph: Graph, ctx: PassContext) -> tuple[str, str, object]:
     result = pass_.run(graph, ctx)
-    return result.graph.content_hash, notes_to_json(result.graph.notes, pass_.provides), result.report.facts
+    notes = json.dumps(notes_to_json(result.graph.notes, pass_.provides), sort_keys=True)
+    return result.graph.content_hash, notes, result.report.facts
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -71,14 +75,20 @@ def test_nothing_is_computed_twice(case: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_integers_belong_to_one_plan_and_one_method(tmp_path: Path) -> None:
-    graph, ctx = calibrated(), context(tmp_path)
-    three, four = (found(RoundWeights(), planned(graph, w), ctx) for w in (3, 4))
-    assert three != four
-    assert found(RoundWeights(method="adaround"), planned(graph, 3), ctx) != three
-    assert found(RoundWeights(), planned(graph, 3), replace(ctx, seed=1))[1] != ""
-    limits = replace(ctx.target, winograd_inputs=255, winograd_weights=127)
-    assert found(RoundWeights(), planned(graph, 3), replace(ctx, target=limits))[1] == three[1]
-    assert found(RoundWeights(), planned(graph, 4), ctx) == four
+    ctx = context(tmp_path)
+    others = [
+        (RoundWeights(), planned(calibrated(), 3), ctx),
+        (RoundWeights(), planned(calibrated(), 4), ctx),
+        (RoundWeights(), planned(calibrated(), 3, a=4), ctx),
+        (RoundWeights(method="adaround"), planned(calibrated(), 3), ctx),
+        (RoundWeights(positions=2), planned(calibrated(), 3), ctx),
+        (RoundWeights(positions=2), planned(calibrated(), 3), replace(ctx, seed=1)),
+    ]
+    seen = []
+    for pass_, graph, own in others:
+        seen.append(found(pass_, graph, own)[1])
+        assert seen[-1] == found(pass_, graph, replace(own, work=None))[1]
+    assert len(set(seen)) == len(others), "each of them rounds differently"
 
 
 def test_recalled_asks_for_no_key_without_a_store(tmp_path: Path) -> None:
@@ -96,3 +106,16 @@ def test_recalled_asks_for_no_key_without_a_store(tmp_path: Path) -> None:
     assert len(runs) == 1
     assert first["x"].tolist() == second["x"].tolist() == [0, 1, 2]
     assert str(second["facts"]) == "text"
+
+
+def test_weight_scales_are_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, ctx = conv_net(), context(tmp_path)
+    found = searched_scales(graph, ctx)
+    widths = set(representatives(ctx.target.weight_bits, ctx.target.weight_steps).values())
+    assert set(found) == {(layer, bits) for layer in ("c1", "c2", "fc") for bits in widths}
+    for (layer, bits), scale in found.items():
+        np.testing.assert_array_equal(scale, weight_scales(graph.const(graph.by_name[layer], "w"), bits))
+    monkeypatch.setattr("passes.analysis.estimate_cost.weight_scales", None)
+    again = searched_scales(graph, ctx)
+    assert again.keys() == found.keys()
+    assert all(np.array_equal(again[key], found[key]) for key in found)
