@@ -38,8 +38,8 @@ class MeasureOutputGram(Pass):
 
     Attributes:
         samples: calibration samples, the first ones.
-        teramacs: most multiply-accumulates of all runs, in 10¹².  Networks that need more are measured at every second
-            width (see `between_widths`), and if that is not enough on fewer samples.
+        teramacs: most multiply-accumulates of all runs, in 10¹²; large networks are run on fewer samples.
+        fine: samples below which it pays to measure every second width only (see `between_widths`) on more of them.
         strength: share of the terms between subjects that is noted: nonlinearities make changes of distant layers
             less alike than they are alone.
         diagonal: whether sensitivities that an earlier pass noted are replaced; where there are none they are noted.
@@ -53,7 +53,8 @@ class MeasureOutputGram(Pass):
     needs = ("calibration",)
 
     samples: int = 128
-    teramacs: float = 4.0
+    teramacs: float = 6.0
+    fine: int = 32
     strength: float = 0.5
     diagonal: bool = False
     batch: int = 16
@@ -61,7 +62,7 @@ class MeasureOutputGram(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> PassResult:
         choices = choices_of(Structure(graph), ctx.target.weight_bits, ctx.target.act_bits)
         measured = choices
-        if self._affordable(graph, choices) < self.samples:
+        if self._affordable(graph, choices) < self.fine:
             measured = every_second(choices)
         samples = Samples(self.name, self._affordable(graph, measured), self.batch)
         swept = sweep(graph, ctx, [[choice] for choice in measured], samples, gram=True)

@@ -12,7 +12,7 @@ NET = Path(__file__).parents[2] / "models" / "digits_resnet"
 
 
 def test_three_real_compilations_are_taken_apart() -> None:
-    found = compilations(NET / "digits_resnet.onnx", NET / "calib.npz", "reference", ("26KiB", "30KiB"), 32)
+    found = compilations(NET / "digits_resnet.onnx", NET / "calib.npz", "reference", ("26KiB", "30KiB"), 8)
     assert [row.run for row in found] == list(RUNS)
     assert all(0 < row.stages["analyse"] < row.seconds and row.cpu_seconds > 0 for row in found)
 
@@ -34,7 +34,7 @@ def test_all_share_a_cache_that_is_empty_at_first(monkeypatch: pytest.MonkeyPatc
 
 def test_a_compilation_that_fails_ends_the_benchmark(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="exit code"):
-        compilations(tmp_path / "none.onnx", NET / "calib.npz", "reference", ("26KiB", "30KiB"), 32)
+        compilations(tmp_path / "none.onnx", NET / "calib.npz", "reference", ("26KiB", "30KiB"), 8)
     with pytest.raises(SystemExit):
         main(["--memory", "1MiB"])
     assert "two budgets" in capfd.readouterr().err

@@ -402,7 +402,7 @@ def test_large_networks_are_run_on_fewer_samples() -> None:
     one = 0.5 * macs(graph) * 15 / 1e12
     report = MeasureOutputGram(samples=18, teramacs=one * 18.01).run(graph, context()).report
     assert report.facts == {"samples": 18, "choices": 15, "measured": 15}
-    report = MeasureOutputGram(samples=N, teramacs=one * 18.01).run(graph, context()).report
+    report = MeasureOutputGram(samples=N, teramacs=one * 18.01, fine=N).run(graph, context()).report
     assert report.facts == {"samples": 18, "choices": 15, "measured": 15}, "these widths have nothing between them"
     assert MeasureOutputGram(samples=N, teramacs=1e-12).run(graph, context()).report.facts["samples"] == 8
     found = CheckPrediction(plans=12, samples=N, teramacs=12.01 * macs(graph) * 9 / 1e12)
@@ -414,10 +414,13 @@ def test_large_networks_are_measured_at_every_second_width() -> None:
     ctx = replace(context(), target=replace(TARGET, weight_bits=(3, 4, 5, 8), act_bits=(4, 5, 6, 8)))
     graph = RoundCandidates().run(calibrated(), ctx).graph
     graph = CalibrateRanges().run(graph, ctx).graph
-    pass_ = MeasureOutputGram(samples=N)
+    pass_ = MeasureOutputGram(samples=N, fine=N)
     full = pass_.run(graph, ctx)
     assert full.report.facts["measured"] == 3 * 4 + 3 * 4
-    thin = replace(pass_, teramacs=0.5 * macs(graph) * 24 * (N - 0.5) / 1e12).run(graph, ctx)
+    pass_ = replace(pass_, teramacs=0.5 * macs(graph) * 24 * (N - 0.5) / 1e12)
+    enough = replace(pass_, fine=N - 1).run(graph, ctx).report.facts
+    assert enough == {"samples": N - 1, "choices": 24, "measured": 24}
+    thin = pass_.run(graph, ctx)
     assert thin.report.facts == {"samples": N, "choices": 24, "measured": 3 * 3 + 3 * 3}
     whole, found = full.graph.notes[SENSITIVITY], thin.graph.notes[SENSITIVITY]
     for subject, own in found.items():
