@@ -21,6 +21,9 @@ from qcompile.pm.work import digest, recalled
 
 METHODS = ("mse", "minmax", "percentile")
 
+_OF = "of "
+"""Before the names of grid groups among what is kept: a model may call a value anything."""
+
 
 @dataclass(frozen=True)
 class CalibrateRanges(Pass):
@@ -61,7 +64,7 @@ class CalibrateRanges(Pass):
             lambda: self._found(graph, calibration, widths),
         )
         samples = int(found.pop("samples"))
-        table = {group: _unpacked(row, widths, samples) for group, row in found.items()}
+        table = {name.removeprefix(_OF): _unpacked(row, widths, samples) for name, row in found.items()}
         facts = {"samples": samples, "groups": len(table), "method": self.method}
         return PassResult(graph.with_notes(graph.notes.with_table(RANGES, table)), Report(facts=facts))
 
@@ -71,7 +74,7 @@ class CalibrateRanges(Pass):
         histograms, samples = observe(graph, structure, calibration())
         read = structure.tied()
         ranges = {g: self._range(hist, widths, samples, g in read) for g, hist in histograms.items()}
-        return {group: _packed(found) for group, found in ranges.items()} | {"samples": np.array(samples)}
+        return {_OF + group: _packed(found) for group, found in ranges.items()} | {"samples": np.array(samples)}
 
     def _range(self, hist: Histogram, widths: list[int], samples: int, layered: bool) -> Range:
         error = ClipError(hist)

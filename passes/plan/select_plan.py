@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import ClassVar
 
 import numpy as np
@@ -14,10 +15,10 @@ from passes.analysis.summed import rounding_digest
 from passes.plan.simulate import Measurement, Simulator
 from passes.structure import Structure
 from qcompile.errors import PassContractError
-from qcompile.ir import Graph
+from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
 from qcompile.pm.facts import BITS, RANGES, BitChoice
-from qcompile.pm.work import digest
+from qcompile.pm.work import digest, recalled
 
 Plan = Mapping[str, BitChoice]
 
@@ -48,30 +49,28 @@ class SelectPlan(Pass):
         candidates: Sequence[Plan] = ctx.data.get("candidates", ())
         if not candidates or ctx.holdout is None:
             raise PassContractError("select-plan needs candidate plans and held-out samples")
-        layers = set(Structure(graph).layers)
+        holdout, layers = ctx.holdout, set(Structure(graph).layers)
         for plan in candidates:
             if set(plan) != layers:
                 odd = sorted(set(plan) ^ layers)
                 raise PassContractError(f"a candidate plan does not cover exactly the layers: {', '.join(odd)}")
         known: dict[tuple[tuple[str, int, int], ...], Measurement] = ctx.data.get("measured", {})
         keys = [tuple((layer, plan[layer].w, plan[layer].a) for layer in sorted(plan)) for plan in candidates]
-        data = rounding = ""
-        if ctx.work is not None:
-            data, rounding = data_digest(graph, ctx.holdout), rounding_digest(graph)
-        simulator = None
+        facts = cache(lambda: digest(data_digest(graph, holdout), rounding_digest(graph)))
+        simulator = cache(lambda: Simulator(graph, graph.notes[RANGES], holdout()))
+
+        def name_of(key: tuple[tuple[str, int, int], ...]) -> str:
+            return digest("plan", key, facts())
+
+        def measure(plan: Plan) -> dict[str, Array]:
+            found = simulator().measure(plan)
+            return {"loss": np.array(found.loss), "agreement": np.array(found.agreement), "each": found.each}
+
         for done, (key, plan) in enumerate(zip(keys, candidates, strict=True)):
             ctx.progress(self.name, done, len(candidates))
-            if key in known:
-                continue
-            name = digest("plan", key, data, rounding)
-            kept = None if ctx.work is None else ctx.work.get(name)
-            if kept is None:
-                simulator = simulator or Simulator(graph, graph.notes[RANGES], ctx.holdout())
-                found = simulator.measure(plan)
-                kept = {"loss": np.array(found.loss), "agreement": np.array(found.agreement), "each": found.each}
-                if ctx.work is not None:
-                    ctx.work.put(name, kept)
-            known[key] = Measurement(float(kept["loss"]), float(kept["agreement"]), kept["each"])
+            if key not in known:
+                kept = recalled(ctx.work, partial(name_of, key), partial(measure, plan))
+                known[key] = Measurement(float(kept["loss"]), float(kept["agreement"]), kept["each"])
         measured = [known[key] for key in keys]
         uniform = [dict(plan) for plan in ctx.data.get("uniform", ())]
         chosen = choose(measured, [i for i, plan in enumerate(candidates) if dict(plan) in uniform])

@@ -127,9 +127,9 @@ def _sizes(graph: Graph, ctx: PassContext, values: Set[str], stream: Batches) ->
     found = recalled(
         ctx.work,
         lambda: digest("channel sizes", graph.content_hash, sorted(values), data_digest(graph, stream)),
-        lambda: {k: np.stack([s.largest, s.square]) for k, s in channel_sizes(graph, values, stream).items()},
+        lambda: {f"of {k}": np.stack([s.largest, s.square]) for k, s in channel_sizes(graph, values, stream).items()},
     )
-    return {value: Sizes(*both) for value, both in found.items()}
+    return {name.removeprefix("of "): Sizes(*both) for name, both in found.items()}
 
 
 def channel_sizes(graph: Graph, values: Set[str], stream: Batches) -> dict[str, Sizes]:

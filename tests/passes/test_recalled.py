@@ -16,7 +16,7 @@ from passes.quantize.round_candidates import RoundCandidates
 from passes.quantize.round_weights import RoundWeights
 from passes.structure import Structure
 from qcompile.exec.torch_exec import TorchGraph
-from qcompile.ir import Array, Graph
+from qcompile.ir import Array, Graph, GraphBuilder, TensorType
 from qcompile.pm.base import Pass, PassContext
 from qcompile.pm.facts import BITS, BitChoice
 from qcompile.pm.notes_json import notes_to_json
@@ -119,3 +119,16 @@ def test_weight_scales_are_searched_once(tmp_path: Path, monkeypatch: pytest.Mon
     again = searched_scales(graph, ctx)
     assert again.keys() == found.keys()
     assert all(np.array_equal(again[key], found[key]) for key in found)
+
+
+@pytest.mark.parametrize("pass_", [CalibrateRanges(), EqualizeLayers()], ids=lambda p: p.name)
+@pytest.mark.parametrize("name", ["samples", "file", "allow_pickle"])
+def test_a_value_may_have_any_name(pass_: Pass, name: str, tmp_path: Path) -> None:
+    """Names that the store or NumPy's `savez` uses for something else."""
+    b = GraphBuilder("net", "float")
+    h = b.add("conv2d", [b.input("x", TensorType((-1, 2, 6, 6), "f32"))], name="c1", consts={"w": DATA[:4, :, :3, :3]})
+    h = b.add("clip", [h], name=name, attrs={"lo": 0.0})
+    b.output("y", b.add("conv2d", [h], name="c2", consts={"w": np.tile(DATA[:3, :, :3, :3], (1, 2, 1, 1))}))
+    graph = b.build()
+    wanted = found(pass_, graph, ctx_of(None))
+    assert found(pass_, graph, ctx_of(tmp_path)) == found(pass_, graph, ctx_of(tmp_path)) == wanted
