@@ -18,7 +18,7 @@ from passes.structure import Structure
 from qcompile.exec.torch_exec import TorchGraph
 from qcompile.ir import Array, Graph, GraphBuilder, TensorType
 from qcompile.pm.base import Pass, PassContext
-from qcompile.pm.facts import BITS, BitChoice
+from qcompile.pm.facts import BITS, RANGES, BitChoice
 from qcompile.pm.notes_json import notes_to_json
 from qcompile.pm.work import WorkCache, recalled
 from qcompile.semantics.grids import weight_scales
@@ -132,3 +132,5 @@ def test_a_value_may_have_any_name(pass_: Pass, name: str, tmp_path: Path) -> No
     graph = b.build()
     wanted = found(pass_, graph, ctx_of(None))
     assert found(pass_, graph, ctx_of(tmp_path)) == found(pass_, graph, ctx_of(tmp_path)) == wanted
+    if isinstance(pass_, CalibrateRanges):
+        assert set(pass_.run(graph, ctx_of(tmp_path)).graph.notes[RANGES]) == {"x", name, "c2"}
