@@ -232,6 +232,7 @@ class Compiler:
         inputs = {
             "candidates": [planning.choices(plan) for plan in plans], "measured": self._measured,
             "uniform": [planning.choices(plan) for plan in facts["uniform"]],
+            "predicted": [predicted[_key(plan)]["loss"] for plan in plans],
         }  # fmt: skip
         self.graph, _ = self.run_passes(self.graph, ["select-plan"], data=inputs)
         selected = self.reports["select-plan"].facts

@@ -61,9 +61,10 @@ class CheckPrediction(Pass):
         found = validity(
             [predicted.additive(p) for p in plans], [predicted.augmented(p) for p in plans], measured, samples
         )
-        said = found.additive_spearman if found.augmented_spearman is None else found.augmented_spearman
         report = Report(
-            done=(f"predicted and measured losses of {len(plans)} random plans: rank correlation {said:.3f}",),
+            done=(
+                f"predicted and measured losses of {len(plans)} random plans: rank correlation {found.spearman:.3f}",
+            ),
             facts=asdict(found),
         )
         return PassResult(graph.with_notes(graph.notes.with_table(VALIDITY, {"": found})), report)

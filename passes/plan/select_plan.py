@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.stats import wilcoxon
 
 from passes.analysis.calibrate_ranges import data_digest
 from passes.analysis.summed import rounding_digest
@@ -17,13 +17,18 @@ from passes.structure import Structure
 from qcompile.errors import PassContractError
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Levels, Pass, PassContext, PassResult, Report
-from qcompile.pm.facts import BITS, RANGES, BitChoice
+from qcompile.pm.facts import BITS, RANGES, VALIDITY, BitChoice
 from qcompile.pm.work import digest, recalled
 
 Plan = Mapping[str, BitChoice]
 
-SURE = 1.645
-"""Standard errors of the paired difference by which a plan has to be better than a uniform one: 95 % confidence."""
+SURE = 0.05
+"""Probability, at most, of such a measured difference between two plans that are equally good."""
+CLEARLY = 0.72
+"""Share of another plan's predicted loss below which a prediction is sure that a plan is better: ratios of predicted
+losses mostly lie within 20 % of measured ones (docs/plans.md), and this is exp(−1.645 · 0.2)."""
+TRUSTED = 0.9
+"""Rank correlation of predicted and measured losses (`check-prediction`) below which predictions say nothing here."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,10 @@ class SelectPlan(Pass):
     A predicted loss orders most plans rightly, but it has no last word: the solver's plan, its runner-ups and
     the uniform plans that keep the budgets (`ctx.data["candidates"]`, cheapest first) are run with fake
     quantisation on samples no analysis has seen, with the weights `round-candidates` has noted.  Of equal losses the
-    first, so the cheaper, wins.  The best of the uniform plans (`ctx.data["uniform"]`) yields only to one whose loss is
-    surely smaller: of two plans about as good the one that few samples happen to favour is as often the worse one, and
-    where an estimate of many numbers is not better than a plain rule the rule is to be trusted.
+    first, so the cheaper, wins.  The best of the uniform plans (`ctx.data["uniform"]`) yields only to one that is
+    surely better (see `choose`): of two plans about as good the one that few samples happen to favour is as often the
+    worse one, and where an estimate of many numbers is not better than a plain rule the rule is to be trusted.
+    `ctx.data["predicted"]` holds the candidates' predicted losses, if there are any.
     `ctx.data["measured"]`, a dict the pass adds to, keeps figures between runs.
     """
 
@@ -73,7 +79,9 @@ class SelectPlan(Pass):
                 known[key] = Measurement(float(kept["loss"]), float(kept["agreement"]), kept["each"])
         measured = [known[key] for key in keys]
         uniform = [dict(plan) for plan in ctx.data.get("uniform", ())]
-        chosen = choose(measured, [i for i, plan in enumerate(candidates) if dict(plan) in uniform])
+        validity = graph.notes.get(VALIDITY).get("")
+        predicted = ctx.data.get("predicted") if validity is not None and validity.spearman >= TRUSTED else None
+        chosen = choose(measured, [i for i, plan in enumerate(candidates) if dict(plan) in uniform], predicted)
         table = [{"loss": found.loss, "agreement": found.agreement} for found in measured]
         said = [f"candidate {chosen} of {len(candidates)} loses {measured[chosen].loss:.3g} on held-out data"]
         if (least := min(found.loss for found in measured)) < measured[chosen].loss:
@@ -82,23 +90,23 @@ class SelectPlan(Pass):
         return PassResult(graph.with_notes(graph.notes.with_table(BITS, candidates[chosen])), report)
 
 
-def choose(measured: Sequence[Measurement], uniform: Sequence[int]) -> int:
+def choose(measured: Sequence[Measurement], uniform: Sequence[int], predicted: Sequence[float] | None = None) -> int:
     """Index of the plan with the least loss, or of the best uniform one where that one is not surely worse.
+
+    A plan is surely better where its mean loss is less and either says so with confidence: the measurement (Wilcoxon's
+    signed-rank test over samples) or the prediction (`CLEARLY`).  Ranks, because a network that is sure of its answers
+    loses on few samples: a difference of mean losses, or of their roots, hangs on these whatever the plans are.
 
     Args:
         measured: of all plans, on the same samples.
         uniform: indices of the uniform ones.
+        predicted: losses of all plans, where these can be trusted.
     """
     best = min(range(len(measured)), key=lambda i: measured[i].loss)  # min keeps the first of equals
     if best in uniform or not uniform:
         return best
     plain = min(uniform, key=lambda i: measured[i].loss)
-    # Roots, because losses grow with the square of what rounding changes: a mean of squares hangs on a few samples.
-    gains = roots(measured[plain]) - roots(measured[best])
-    error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
-    return best if float(gains.mean()) >= SURE * error else plain
-
-
-def roots(measured: Measurement) -> NDArray[np.float64]:
-    """Square roots of the losses of all samples; noise below zero counts as zero."""
-    return np.asarray(np.sqrt(np.maximum(measured.each, 0.0)))
+    if predicted is not None and predicted[best] <= CLEARLY * predicted[plain]:
+        return best
+    gains = measured[plain].each - measured[best].each
+    return best if not gains.any() or float(wilcoxon(gains, alternative="greater").pvalue) <= SURE else plain

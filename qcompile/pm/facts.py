@@ -129,6 +129,11 @@ class Validity:
     augmented_r2: float | None
     spearman_error: float
 
+    @property
+    def spearman(self) -> float:
+        """Rank correlation of the most complete prediction there is."""
+        return self.additive_spearman if self.augmented_spearman is None else self.augmented_spearman
+
 
 @dataclass(frozen=True, slots=True)
 class CostTable:

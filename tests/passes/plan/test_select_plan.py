@@ -20,7 +20,7 @@ from qcompile.errors import DataError, PassContractError
 from qcompile.exec import float_exec
 from qcompile.ir import Array, Graph, GraphBuilder, TensorType
 from qcompile.pm.base import PassContext
-from qcompile.pm.facts import BITS, LOSS, RANGES, BitChoice, Range
+from qcompile.pm.facts import BITS, LOSS, RANGES, VALIDITY, BitChoice, Range, Validity
 from qcompile.semantics.grids import activation_grid, fake_quantize, quantize_weights, weight_scales
 from qcompile.target.model import Target
 
@@ -155,6 +155,46 @@ class TestSelectPlan:
         assert choose([measured[0], measured[2]], uniform=[]) == 0
         assert choose([measured[1], measured[2]], uniform=[1]) == 0
         assert choose([measured[1], measured[1]], uniform=[1]) == 0  # of equals the cheaper
+
+    def test_few_losing_samples_do_not_hide_what_all_the_others_say(self) -> None:
+        """A network that is sure of its answers: nine tenths of the loss lie in two samples, whatever the plan."""
+        rng = np.random.default_rng(3)
+        plain = 1e-5 * rng.uniform(0.5, 1.5, 128)
+        better = plain * rng.uniform(0.2, 0.9, 128)
+        plain[:2], better[:2] = (0.5, 0.1), (0.3, 0.2)
+        measured = [Measurement(float(each.mean()), 1.0, each) for each in (better, plain)]
+        roots = np.sqrt(plain) - np.sqrt(better)
+        assert roots.mean() < 1.645 * roots.std(ddof=1) / 128**0.5  # neither their mean nor that of roots is sure
+        assert choose(measured, uniform=[1]) == 0
+        assert choose([measured[1], measured[0]], uniform=[1]) == 1  # a uniform plan that loses least is best
+
+    def test_a_sure_prediction_decides_where_few_samples_cannot(self) -> None:
+        """The plan that is better in the mean wins with a prediction 0.72 times as large, not with more."""
+        plain = np.full(128, 0.01)
+        few = np.where(np.arange(128) < 2, 0.001, 0.01005)
+        measured = [Measurement(float(each.mean()), 1.0, each) for each in (few, plain)]
+        assert measured[0].loss < measured[1].loss
+        assert choose(measured, [1]) == choose(measured, [1], [0.73, 1.0]) == 1
+        assert choose(measured, [1], [0.72, 1.0]) == 0
+        worse = [measured[1], measured[0]]
+        assert choose(worse, [1], [0.1, 1.0]) == 1  # a prediction alone is not enough
+
+    @pytest.mark.parametrize(("rho", "expected"), [(0.95, 0), (0.85, 1), (None, 1)])
+    def test_predictions_have_a_say_where_they_order_random_plans(
+        self, ranges: dict[str, Range], rho: float | None, expected: int
+    ) -> None:
+        """6 and 7 bits in one of three layers: equal by these samples; a wild prediction says otherwise."""
+        near, plain = plan(6, 8, l2=(7, 8)), plan(6, 8)
+        if simulator(ranges).loss(near) > simulator(ranges).loss(plain):
+            near, plain = plain, near
+        notes = residual_net().with_notes(residual_net().notes.with_table(RANGES, ranges)).notes
+        if rho is not None:
+            notes = notes.with_table(VALIDITY, {"": Validity(24, 64, 0.0, 0.0, rho, 0.9, 0.01)})
+        data = {"candidates": [near, plain], "uniform": [plain], "predicted": [0.1, 1.0]}
+        ctx = PassContext(TARGET, holdout=lambda: iter([{"x": X[:8]}]), data=data)
+        found = SelectPlan().run(residual_net().with_notes(notes), ctx).report.facts
+        assert found["measured"][0]["loss"] < found["measured"][1]["loss"]
+        assert found["chosen"] == expected
 
     def test_needs_whole_candidates(self, ranges: dict[str, Range]) -> None:
         with pytest.raises(PassContractError, match="candidate plans"):
