@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from passes.plan import select_plan
 from qcompile import api, job, plotting
 from qcompile.errors import AccuracyError, DataError, UsageError
 from qcompile.target.backend import Measurement
@@ -132,6 +133,22 @@ def test_the_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [path.name for path in found.files] == ["front.json", "front.csv"]
     assert "matplotlib" in found.warnings[0]
     assert (tmp_path / "plain" / "front.csv").read_bytes() == (tmp_path / "front" / "front.csv").read_bytes()
+
+
+def test_predictions_reach_the_choice_among_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def choose(measured: Any, uniform: Any, predicted: Any) -> int:
+        asked.append(predicted)
+        return int(np.argmin(predicted))
+
+    monkeypatch.setattr(select_plan, "choose", choose)
+    monkeypatch.setattr(select_plan, "TRUSTED", -1.0)
+    plan = compiled(tmp_path, memory="18KiB").artifact.plan
+    predicted = [row["predicted"]["loss"] for row in plan["candidates"]]
+    assert asked == [predicted]
+    assert len(set(predicted)) > 1
+    assert [row["chosen"] for row in plan["candidates"]] == [loss == min(predicted) for loss in predicted]
 
 
 def test_fronts_that_cannot_be(tmp_path: Path) -> None:
