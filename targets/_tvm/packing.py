@@ -192,6 +192,9 @@ def shifted_bias(w: Array, *bias: Array, offset: int, size: int) -> Array:
     return np.pad(total, (0, size - len(w))).astype(np.int32)
 
 
+_AT_ONCE = 1 << 18
+"""Elements of a transformed array that are held at once while packing."""
+
 WINOGRAD_G: Mapping[int, NDArray[np.int32]] = {
     2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=np.int32),
     4: np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 12]], dtype=np.int32),
@@ -214,9 +217,15 @@ def winograd_transform(w: Array, m: int) -> Array:
 
 def winograd_weights(w: Array, m: int, lanes: int, width: int, dtype: str) -> Array:
     """int8[O, I, 3, 3] → [blocks, (m + 2)², width/step, lanes, step]; a step is 4 bytes of `dtype`."""
-    u, step = winograd_transform(w, m), STEP // np.dtype(dtype).itemsize
-    u = np.pad(u, ((0, 0), (0, -u.shape[1] % lanes), (0, width - u.shape[2]))).astype(dtype)
-    return u.reshape(len(u), -1, lanes, width // step, step).transpose(1, 0, 3, 2, 4)
+    step, blocks = STEP // np.dtype(dtype).itemsize, -(-len(w) // lanes)
+    packed = np.zeros((blocks, (m + 2) ** 2, width // step, lanes, step), dtype=dtype)
+    # A few blocks at a time: all at once are several times as large as what comes of them.
+    few = max(1, _AT_ONCE // (lanes * width * (m + 2) ** 2))
+    for first in range(0, blocks, few):
+        u = winograd_transform(w[first * lanes : (first + few) * lanes], m)
+        u = np.pad(u, ((0, 0), (0, -u.shape[1] % lanes), (0, width - u.shape[2]))).astype(dtype)
+        packed[first : first + few] = u.reshape(len(u), -1, lanes, width // step, step).transpose(1, 0, 3, 2, 4)
+    return packed
 
 
 def winograd_start(w: Array, *bias: Array, m: int, lanes: int, signed: bool = False) -> Array:
@@ -224,8 +233,8 @@ def winograd_start(w: Array, *bias: Array, m: int, lanes: int, signed: bool = Fa
 
     With `signed`, the offset was subtracted at position (1, 1) instead of added everywhere else.
     """
-    u, first = winograd_transform(w, m), m + 3
-    offsets = WINOGRAD_OFFSET * u.sum(axis=2) if m == 2 else np.zeros(u.shape[:2], dtype=np.int32)
+    first, sums = m + 3, w.reshape(*w.shape[:2], 9).sum(axis=1, dtype=np.int64)
+    offsets = (WINOGRAD_OFFSET if m == 2 else 0) * (np.kron(WINOGRAD_G[m], WINOGRAD_G[m]) @ sums.T)
     start = np.zeros_like(offsets) if signed else -offsets
     start[first] = offsets[first] if signed else 0
     start[first] += WINOGRAD_BIAS[m] * bias[0].astype(np.int32) if bias else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ DESCRIPTION = "kernels.json"
 ALIGNMENT = 64
 SLACK = 128
 """Bytes behind arena and parameters: kernels may read, never write, a few elements behind a buffer."""
+
+_LARGE = 1 << 18
+"""Packed bytes from which the temporaries of packing are worth returning."""
 
 
 def open_library(path: Path) -> ctypes.CDLL:
@@ -59,7 +63,17 @@ def pack_parameters(described: Mapping[str, Any], graph: Graph) -> Array:
     for offset, *recipe in described["constants"]:
         packed = Recipe.from_json(recipe).pack(graph.consts)
         params[offset : offset + packed.nbytes] = packed.reshape(-1).view(np.uint8)
+        if packed.nbytes >= _LARGE:
+            del packed
+            return_heap()
     return params
+
+
+def return_heap() -> None:
+    """Give freed memory back to the system, where the C library can: glibc keeps dozens of MiB behind large arrays."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 class LibraryExecutable:

@@ -1,0 +1,77 @@
+"""Packing: pieces give what all at once would, and take little more memory than what comes of them."""
+
+from __future__ import annotations
+
+import ctypes
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from targets._tvm import packing, runner
+
+RNG = np.random.default_rng(11)
+
+
+def weights(outputs: int, inputs: int) -> np.ndarray:
+    return RNG.integers(-128, 128, (outputs, inputs, 3, 3)).astype(np.int8)
+
+
+@pytest.mark.parametrize(("m", "dtype"), [(2, "int8"), (2, "int16"), (4, "int16")])
+@pytest.mark.parametrize(("outputs", "inputs", "lanes", "width"), [(33, 17, 8, 20), (16, 4, 16, 4), (5, 3, 8, 4)])
+def test_transformed_weights_lie_where_kernels_read_them(
+    m: int, dtype: str, outputs: int, inputs: int, lanes: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w, step = weights(outputs, inputs), 4 // np.dtype(dtype).itemsize
+    u = packing.winograd_transform(w, m).astype(dtype)
+    monkeypatch.setattr(packing, "_AT_ONCE", 2 * lanes * width * (m + 2) ** 2)
+    packed = packing.winograd_weights(w, m, lanes, width, dtype)
+    assert packed.shape == (-(-outputs // lanes), (m + 2) ** 2, width // step, lanes, step)
+    expected = np.zeros_like(packed)
+    for o in range(outputs):
+        for i in range(inputs):
+            expected[o // lanes, :, i // step, o % lanes, i % step] = u[:, o, i]
+    np.testing.assert_array_equal(packed, expected)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_where_products_start(m: int, signed: bool, biased: bool) -> None:
+    """The offset's share of every product, by the transformed weights themselves, modulo 2^32."""
+    w, bias = weights(13, 9), RNG.integers(-(2**31), 2**31, 13, dtype=np.int64).astype(np.int32)
+    share = packing.WINOGRAD_OFFSET * packing.winograd_transform(w, m).sum(axis=2) if m == 2 else np.zeros(())
+    expected = np.zeros(((m + 2) ** 2, 16), dtype=np.int64)
+    expected[:, :13] = 0 if signed else -share
+    expected[m + 3, :13] = (share[m + 3] if signed and m == 2 else 0) + packing.WINOGRAD_BIAS[m] * (
+        bias.astype(np.int64) if biased else 0
+    )
+    found = packing.winograd_start(w, *([bias] if biased else []), m=m, lanes=8, signed=signed)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, expected.astype(np.int32))
+
+
+def test_packing_takes_little_more_memory_than_its_result() -> None:
+    w = weights(512, 256)
+    tracemalloc.start()
+    packed = packing.winograd_weights(w, 4, 8, 256, "int16")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert packed.nbytes == 8 * w.nbytes
+    assert most < 1.5 * packed.nbytes
+
+
+def test_a_c_library_that_cannot_return_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner.return_heap()
+    asked = []
+
+    class Other:
+        def __init__(self, name: object) -> None:
+            asked.append(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", Other)
+    runner.return_heap()
+    assert asked == [None]
+    monkeypatch.setattr(runner.os, "name", "nt")
+    runner.return_heap()
+    assert asked == [None]
