@@ -179,7 +179,7 @@ class TestSelectPlan:
         worse = [measured[1], measured[0]]
         assert choose(worse, [1], [0.1, 1.0]) == 1  # a prediction alone is not enough
 
-    @pytest.mark.parametrize(("rho", "expected"), [(0.95, 0), (0.85, 1), (None, 1)])
+    @pytest.mark.parametrize(("rho", "expected"), [(0.51, 0), (0.49, 1), (None, 1)])
     def test_predictions_have_a_say_where_they_order_random_plans(
         self, ranges: dict[str, Range], rho: float | None, expected: int
     ) -> None:
