@@ -127,16 +127,14 @@ def budget(row: str, full: int) -> int:
     return full * int(row.removeprefix(MIXED)) // 100
 
 
-def compiled(model: Path, calib: dict[str, np.ndarray], row: str, rounding: str, full: int, equalize: bool) -> Any:
+def compiled(model: Path, calib: dict[str, np.ndarray], row: str, rounding: str, full: int, **options: bool) -> Any:
     """The result of the compilation of a row."""
     import qcompile
 
     limits: dict[str, Any] = {"uniform": row}
     if row.startswith(MIXED):
         limits = {"memory": budget(row, full), "act_bits": (8,)}
-    return qcompile.compile(
-        model, target="cpu", calib=calib, measure=False, rounding=rounding, equalize=equalize, **limits
-    )
+    return qcompile.compile(model, target="cpu", calib=calib, measure=False, rounding=rounding, **limits, **options)
 
 
 def weights_of(model: Path) -> int:
@@ -162,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", default=",".join(ROWS), help="precisions, by comma")
     parser.add_argument("--rounding", default="gptq", help="methods of round-weights, by comma")
     parser.add_argument("--no-equalize", action="store_true", help="leave equalize-layers out")
+    parser.add_argument("--no-tune", action="store_true", help="leave tune-scales out")
     parser.add_argument(
         "--json", type=Path, help="all figures, written after each row; those it holds are not measured again"
     )
@@ -169,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load = load_pack(options.pack)
     rows = measured_before(options.json)
     have = {(r.network, r.row, r.rounding) for r in rows}
-    ending = ", not equalized" if options.no_equalize else ""
+    ending = (", not equalized" if options.no_equalize else "") + (", not tuned" if options.no_tune else "")
     for network in options.networks.split(","):
         cells = [(row, way) for row in options.rows.split(",") for way in options.rounding.split(",")]
         cells = [cell for cell in cells if (network, cell[0], cell[1] + ending) not in have]
@@ -182,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         real = wanted.argmax(axis=1)
         for row, rounding in cells:
             begun = time.perf_counter()
-            result = compiled(model, calib, row, rounding, full, not options.no_equalize)
+            result = compiled(
+                model, calib, row, rounding, full, equalize=not options.no_equalize, tune=not options.no_tune
+            )
             seconds = time.perf_counter() - begun
             given = artifact_scores(result.artifact, dev)
             found = given.argmax(axis=1)

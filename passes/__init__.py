@@ -47,6 +47,7 @@ CATALOGUE: Mapping[str, str] = {
     "equalize-layers": "passes.quantize.equalize_layers:EqualizeLayers",
     "round-candidates": "passes.quantize.round_candidates:RoundCandidates",
     "round-weights": "passes.quantize.round_weights:RoundWeights",
+    "tune-scales": "passes.quantize.tune_scales:TuneScales",
     "integerize": "passes.quantize.integerize:Integerize",
     # lower
     "copy-at-boundary": "passes.lower.copy_at_boundary:CopyAtBoundary",

@@ -73,6 +73,7 @@ def compile(
     protect: Sequence[str] = (),
     rounding: str | None = None,
     equalize: bool = True,
+    tune: bool = True,
     device: str | None = None,
     costs: str | os.PathLike[str] | None = None,
 ) -> CompileResult:
@@ -108,6 +109,7 @@ def compile(
         rounding: how weights become integers: `"gptq"` (the default), `"adaround"`, `"adaquant"`, `"discquant"` or
             `"nearest"`.
         equalize: whether channels are scaled between layers so that rounding costs less (equalize-layers).
+        tune: whether scales and biases are tuned where few bits change the answers (tune-scales).
         device: where kernels and artifacts are measured: `"local"`, or an address (see `qcompile.target.device`).
         costs: file of costs measured on a device of the target, used where nothing can be measured.
 
@@ -142,6 +144,7 @@ def compile(
         protect=tuple(protect),
         rounding=rounding,
         equalize=equalize,
+        tune=tune,
         device=parse_device(device),
         costs=None if costs is None else Path(costs),
     )

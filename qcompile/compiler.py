@@ -78,6 +78,7 @@ class Compiler:
         instruments: of the pass manager.
         rounding: how weights become integers, as the option `method` of round-weights.
         equalize: whether equalize-layers runs.
+        tune: whether tune-scales runs.
         sensitivity: how losses are predicted, a key of `pipelines.SENSITIVITIES`.
         metrics: regular expression over layer names → another sensitivity for them.
         protect: regular expressions over layer names; these layers keep the widest bits.
@@ -102,6 +103,7 @@ class Compiler:
     passes: str | None = None
     rounding: str = "gptq"
     equalize: bool = True
+    tune: bool = True
     weight_bits: tuple[int, ...] | None = None
     act_bits: tuple[int, ...] | None = None
     sensitivity: str = pipelines.DEFAULT_SENSITIVITY
@@ -176,8 +178,6 @@ class Compiler:
             self.graph, _ = self.run_passes(self.graph, ["mix-metrics"], data={"metrics": groups})
 
     def _with_options(self, name: str) -> Any:
-        if name == "round-weights":
-            return name, {"method": self.rounding}
         if name == "round-candidates":
             return name, {"method": "nearest" if self.rounding == "nearest" else "gptq"}
         if name == "estimate-cost":
@@ -261,11 +261,11 @@ class Compiler:
 
     def lower(self, rounding: str | None = None) -> Program:
         """The program of the graph with its planned bits, its weights rounded as given or as asked for."""
-        rounds = [self._with_options(name) for name in pipelines.ROUND]
-        if rounding is not None:
-            rounds = [("round-weights", {"method": rounding})]
+        method = self.rounding if rounding is None else rounding
+        rounds = [name for name in pipelines.ROUND if name != "tune-scales" or (self.tune and method == "gptq")]
+        specs = [("round-weights", {"method": method}) if name == "round-weights" else name for name in rounds]
         # The plan is chosen: nothing is compared on held-out samples any more, so rounding may use them too.
-        graph, _ = self.run_passes(self.graph, rounds, calibration=self._all_samples)
+        graph, _ = self.run_passes(self.graph, specs, calibration=self._all_samples)
         _, program = self.run_passes(graph, [self._with_options(n) for n in (*pipelines.QUANTIZE, *pipelines.LOWER)])
         if program is None:
             raise UsageError("the pipeline made no program", hint="end it with plan-memory and choose-kernels")

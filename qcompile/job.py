@@ -146,6 +146,7 @@ class Job:
     protect: tuple[str, ...] = ()
     rounding: str | None = None
     equalize: bool = True
+    tune: bool = True
     device: Device | None = None
     costs: Path | None = None
     warnings: list[str] = field(default_factory=list)
@@ -247,6 +248,8 @@ class Job:
             progress=self.progress,
             rounding=self.rounding or "gptq",
             equalize=self.equalize,
+            # Made-up samples say how wide values are, not what the network should answer.
+            tune=self.tune and self.calib is not None,
             passes=self.passes, pins=self.pins, weight_bits=self.weight_bits, act_bits=self.act_bits,
             sensitivity=self.sensitivity or pipelines.DEFAULT_SENSITIVITY, metrics=self.metrics, protect=self.protect,
             floor=data.floor, floor_labels=getattr(data.floor, "has_labels", False),

@@ -74,8 +74,8 @@ def analysis(sensitivity: str = DEFAULT_SENSITIVITY) -> tuple[str, ...]:
 
 ANALYSIS: tuple[str, ...] = analysis()
 
-ROUND: tuple[str, ...] = ("round-weights",)
-"""Weights to integers, from calibration data."""
+ROUND: tuple[str, ...] = ("round-weights", "tune-scales")
+"""Weights to integers, from calibration data; scales are tuned behind GPTQ."""
 
 QUANTIZE: tuple[str, ...] = ("integerize",)
 """The one lossy step."""

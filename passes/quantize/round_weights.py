@@ -20,6 +20,7 @@ from qcompile.exec.tensors import Tensor, fake_quantize
 from qcompile.exec.torch_loss import output_losses, with_variances
 from qcompile.exec.torch_moments import Moments
 from qcompile.exec.torch_steps import PairedSteps
+from qcompile.exec.torch_teacher import Teacher
 from qcompile.exec.torch_tune import LayerIntegers, Schedule, Tuner
 from qcompile.ir import Array, Graph, Node
 from qcompile.pm.base import ON_FLOAT, Batches, Levels, Pass, PassContext, PassResult, Report
@@ -185,7 +186,7 @@ class RoundWeights(Pass):
             for name, r in table.items()
         }
         losses = with_variances(output_losses(graph), [dict(TorchGraph(graph).run(batches[0]))])
-        tuner = Tuner(graph, batches, quantize, losses, start)
+        tuner = Tuner(Teacher(graph, batches, quantize, losses), start)
         found = tuner.run(Schedule(self.epochs), ctx.seed, lambda done, total: ctx.progress(self.name, done, total))
         return {name: Rounded(table[name].bits, q, table[name].scale, b) for name, (q, b) in found.items()}
 

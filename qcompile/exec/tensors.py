@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,13 +56,35 @@ def histogram(x: Tensor, width: float, start: int, bins: int) -> NDArray[np.int6
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """The real value each element is represented by on a grid: scale · (clip(round(x/scale) + z) − z)."""
-    lo, hi = int_range(grid.dtype)
+    # The same numbers as of torch's own operator, which takes one element at a time.
     if torch.is_grad_enabled() and x.requires_grad:
-        return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero, lo, hi)
-    # The same numbers; torch's operator also finds which elements gradients pass, one element at a time.
-    scale = np.float32(grid.scale)
-    found = x.mul(float(1 / scale)).round_().add_(grid.zero).clamp_(lo, hi).sub_(grid.zero)
-    return found.mul_(float(scale))
+        return torch.as_tensor(_StraightThrough.apply(x, grid))  # type: ignore[no-untyped-call]
+    return _values(_steps(x, grid), grid)
+
+
+def _steps(x: Tensor, grid: Grid) -> Tensor:
+    """Integers before they are clipped to the grid's range."""
+    return x.mul(float(1 / np.float32(grid.scale))).round_().add_(grid.zero)
+
+
+def _values(steps: Tensor, grid: Grid) -> Tensor:
+    """Clipped integers as the real values they stand for, in place."""
+    return steps.clamp_(*int_range(grid.dtype)).sub_(grid.zero).mul_(float(np.float32(grid.scale)))
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Rounding with the gradient of clipping: 1 inside the range, 0 outside (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid) -> Tensor:
+        steps, (lo, hi) = _steps(x, grid), int_range(grid.dtype)
+        ctx.save_for_backward((steps >= lo).logical_and_(steps <= hi))
+        return _values(steps, grid)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None
 
 
 def image_order(x: Tensor) -> Tensor:

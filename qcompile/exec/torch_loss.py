@@ -42,9 +42,18 @@ class OutputLoss:
         if self.kind == VALUES:
             error = (z - reference).square().flatten(1).mean(dim=1)
             return torch.mul(error, self.weight * 0.5 / self.variance)
-        log_p = F.log_softmax(self.scores(reference), dim=1)
-        log_q = F.log_softmax(self.scores(z), dim=1)
-        return torch.mul((log_p.exp() * (log_p - log_q)).sum(dim=1), self.weight)
+        return torch.mul(_divergence(self.scores(reference), self.scores(z)), self.weight)
+
+    def softened(self, z: Tensor, reference: Tensor, temperature: float) -> Tensor:
+        """The same of softer answers, whose scores are divided by a temperature, times its square (Hinton et al. 2015).
+
+        So small changes of the scores cost about the same, but of samples the network is sure of they cost something
+        too.  VALUES have no temperature.
+        """
+        if self.kind == VALUES:
+            return self(z, reference)
+        p, q = (self.scores(x) / temperature for x in (reference, z))
+        return torch.mul(_divergence(p, q), self.weight * temperature**2)
 
     def cross_entropy(self, z: Tensor, labels: Tensor) -> Tensor:
         """The weighted cross-entropy of each sample with integer labels (n,); only for class outputs."""
@@ -67,6 +76,12 @@ class OutputLoss:
         """Share of positions whose largest channel is the same, per sample (n,)."""
         same = z.argmax(dim=1) == reference.argmax(dim=1)
         return same.double().reshape(len(same), -1).mean(dim=1)
+
+
+def _divergence(reference: Tensor, z: Tensor) -> Tensor:
+    """KL(softmax(reference) ‖ softmax(z)) of scores (n, k), shape (n,)."""
+    log_p, log_q = F.log_softmax(reference, dim=1), F.log_softmax(z, dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -119,7 +134,15 @@ def with_variances(losses: Mapping[str, OutputLoss], outputs: Iterable[Mapping[s
     return {name: replace(loss, variance=spreads[name].variance) for name, loss in losses.items()}
 
 
-def total_loss(losses: Mapping[str, OutputLoss], z: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
-    """The loss of each sample summed over outputs, float64, shape (n,)."""
-    parts = [loss(z[name].double(), reference[name].double()) for name, loss in losses.items()]
+def total_loss(
+    losses: Mapping[str, OutputLoss],
+    z: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    temperature: float | None = None,
+) -> Tensor:
+    """The loss of each sample summed over outputs, float64, shape (n,); with a temperature that of softened answers."""
+    parts = []
+    for name, loss in losses.items():
+        both = z[name].double(), reference[name].double()
+        parts.append(loss(*both) if temperature is None else loss.softened(*both, temperature))
     return torch.stack(parts).sum(dim=0)

@@ -81,6 +81,7 @@ def test_compile_passes_everything_on(qcompile: Run, monkeypatch: pytest.MonkeyP
         "--sensitivity", "sqnr", "--metric", "a=b.*=fisher", "--protect", "fc", "--protect", "conv.*", "--json",
         "--device", "rpc://pi:9090?key=pi5", "--rounding", "adaround", "--costs", "costs.json",
         "--no-equalize",
+        "--no-tune",
     )  # fmt: skip
     assert code == 0
     progress = spy.kwargs.pop("progress")
@@ -95,7 +96,7 @@ def test_compile_passes_everything_on(qcompile: Run, monkeypatch: pytest.MonkeyP
         "threads": 2, "overwrite": True, "measure": False, "max_drop": "0.5%", "minimize": ("latency", "memory"),
         "holdout": ImageFolder(Path("images"), how), "sensitivity": "sqnr", "metrics": {"a=b.*": "fisher"},
         "protect": ("fc", "conv.*"), "device": "rpc://pi:9090?key=pi5", "rounding": "adaround",
-        "costs": Path("costs.json"), "equalize": False,
+        "costs": Path("costs.json"), "equalize": False, "tune": False,
     }  # fmt: skip
     printed = json.loads(out)
     assert set(printed) >= {"predicted_ms", "measured_ms", "weight_bytes", "arena_bytes", "solver", "bits"}

@@ -18,6 +18,18 @@ def test_fake_quantisation_is_torchs(dtype: str, zero: int, scale: float) -> Non
     kept = x.clone()
     assert torch.equal(fake_quantize(x, Grid(scale, zero, dtype)), wanted)
     assert torch.equal(x, kept), "the input is not written"
+    slopes = torch.linspace(-1, 1, len(x))
+    gradients = []
+    for rounded in (
+        lambda y: fake_quantize(y, Grid(scale, zero, dtype)),
+        lambda y: torch.fake_quantize_per_tensor_affine(y, scale, zero, lo, hi),
+    ):
+        traced = kept.clone().requires_grad_()
+        found = rounded(traced)
+        assert torch.equal(found.detach(), wanted)
+        found.backward(slopes)
+        gradients.append(traced.grad)
+    assert torch.equal(gradients[0], gradients[1])
 
 
 def test_scales_are_those_of_single_precision() -> None:

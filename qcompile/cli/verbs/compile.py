@@ -73,6 +73,14 @@ def command(
             help="Leave channels between layers as they are; else they are scaled so that rounding costs less.",
         ),
     ] = False,
+    no_tune: Annotated[
+        bool,
+        typer.Option(
+            "--no-tune",
+            rich_help_panel=job.PLAN,
+            help="Leave scales and biases as rounding found them; else they are tuned where few bits cost much.",
+        ),
+    ] = False,
     bits: job.WeightBits = None,
     act_bits: job.ActBits = None,
     sensitivity: job.SensitivityName = None,
@@ -158,6 +166,7 @@ def command(
             protect=tuple(protect or ()),
             rounding=rounding,
             equalize=not no_equalize,
+            tune=not no_tune,
             device=device,
             costs=costs,
         )
