@@ -19,7 +19,7 @@ from qcompile.errors import PassContractError
 from qcompile.exec.tensors import Tensor, fake_quantize
 from qcompile.exec.torch_exec import TorchGraph
 from qcompile.exec.torch_loss import output_losses, with_variances
-from qcompile.exec.torch_scales import ScaleSchedule, tune_scales
+from qcompile.exec.torch_scales import ScaleSchedule, mean_loss, tune_scales
 from qcompile.exec.torch_teacher import Teacher
 from qcompile.ir import Array, Graph
 from qcompile.pm.base import ON_FLOAT, Batches, Levels, Pass, PassContext, PassResult, Report
@@ -44,7 +44,7 @@ class TuneScales(Pass):
     that show a loss would be learnt by heart.
 
     Attributes:
-        least: mean divergence of the rounded network on calibration samples, in nats, from which it pays.
+        least: mean divergence of the rounded network on the first `fewest` samples, in nats, from which it pays.
         epochs: passes over the samples.
         samples: calibration samples, the first ones.
         fewest: samples below which scales fit those alone.
@@ -106,15 +106,19 @@ class TuneScales(Pass):
         def quantize(value: str, x: Tensor) -> Tensor:
             return fake_quantize(x, grids[value]) if value in grids else x
 
-        batches: list[Mapping[str, Array]] = first_samples(graph, calibration, affordable)
-        losses = with_variances(output_losses(graph), [dict(TorchGraph(view.graph).run(batches[0]))])
-        teacher = Teacher(view.graph, batches, quantize, losses)
+        def teacher(samples: int) -> Teacher:
+            batches: list[Mapping[str, Array]] = first_samples(graph, calibration, samples)
+            losses = with_variances(output_losses(graph), [dict(TorchGraph(view.graph).run(batches[0]))])
+            return Teacher(view.graph, batches, quantize, losses)
+
         integers = {layer: (r.q, (r.scale, r.b)) for layer, r in graph.notes[ROUNDED].items()}
-        found = tune_scales(teacher, integers, ScaleSchedule(epochs=0), ctx.seed)
-        if found.before >= self.least and teacher.count >= self.fewest:
-            progress = partial(ctx.progress, self.name)
-            found = tune_scales(teacher, integers, ScaleSchedule(self.epochs), ctx.seed, progress)
-        kept: dict[str, Array] = {"divergence": np.array([found.before, found.after, teacher.count])}
+        few = teacher(self.fewest)
+        before = mean_loss(few, integers)
+        if few.count < self.fewest or before < self.least:
+            return {"divergence": np.array([before, before, few.count])}
+        everyone, progress = teacher(affordable), partial(ctx.progress, self.name)
+        found = tune_scales(everyone, integers, ScaleSchedule(self.epochs), ctx.seed, progress)
+        kept: dict[str, Array] = {"divergence": np.array([found.before, found.after, everyone.count])}
         if found.after < found.before:
             for layer, (scale, b) in found.layers.items():
                 kept |= {f"scale {layer}": scale, f"b {layer}": b}

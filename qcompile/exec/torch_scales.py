@@ -17,6 +17,9 @@ from qcompile.ir import Array
 Tuned = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Scale and bias of each output channel, (O,)."""
 
+Rounding = tuple[Array, Tuned]
+"""Integers int8 in the weights' shape, with their scale and bias."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScaleSchedule:
@@ -70,7 +73,7 @@ class Outcome:
 
 def tune_scales(
     teacher: Teacher,
-    integers: Mapping[str, tuple[Array, Tuned]],
+    integers: Mapping[str, Rounding],
     schedule: ScaleSchedule,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -109,6 +112,12 @@ def tune_scales(
     if not after < before:
         return Outcome({name: given for name, (_, given) in integers.items()}, before, before)
     return Outcome({name: layer.result() for name, layer in layers.items()}, before, after)
+
+
+def mean_loss(teacher: Teacher, integers: Mapping[str, Rounding]) -> float:
+    """The mean loss of all samples with these integers, scales and biases."""
+    nothing = torch.zeros(1)
+    return _judged(teacher, {name: _Layer(*given, nothing) for name, given in integers.items()})
 
 
 def _judged(teacher: Teacher, layers: Mapping[str, _Layer]) -> float:

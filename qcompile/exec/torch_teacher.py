@@ -30,6 +30,11 @@ class Teacher:
         batches: float32 arrays by input name.
         quantize: rounds activations, as in `TorchGraph.run`; gradients pass through it.
         losses: by output name.
+
+    Attributes:
+        count: samples.
+        together: samples that are run at once.
+        sides: 2 where the samples are pictures, which are mirrored in every second epoch; else 1.
     """
 
     def __init__(
@@ -46,19 +51,14 @@ class Teacher:
         arrays = {name: np.concatenate([np.asarray(b[name], np.float32) for b in batches]) for name in names}
         self.inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.count = len(next(iter(self.inputs.values())))
-        sides = (False, True) if any(_is_picture(x) for x in self.inputs.values()) else (False,)
-        self._targets = [self._answers(mirror) for mirror in sides]
-
-    @property
-    def sides(self) -> int:
-        """2 where the samples are pictures, which are mirrored in every second epoch; else 1."""
-        return len(self._targets)
+        self.sides = 2 if any(_is_picture(x) for x in self.inputs.values()) else 1
+        self._answered: dict[int, dict[str, Tensor]] = {}
 
     def loss(self, made: Made, chosen: Tensor, side: int = 0, temperature: float | None = None) -> Tensor:
         """The mean loss of some samples (their numbers), mirrored where `side` is 1; see `OutputLoss.softened`."""
         weights, biases = ({name: pair[i] for name, pair in made.items()} for i in (0, 1))
         outputs = self.runner.run(self._batch(chosen, side == 1), self.quantize, weights=weights, biases=biases)
-        reference = {name: x[chosen] for name, x in self._targets[side].items()}
+        reference = {name: x[chosen] for name, x in self._answers(side).items()}
         return total_loss(self.losses, outputs, reference, temperature).mean()
 
     def mean(self, made: Made) -> float:
@@ -78,11 +78,13 @@ class Teacher:
             found.append((rows - rows.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt().clamp_min(1e-6))
         return found
 
-    def _answers(self, mirror: bool) -> dict[str, Tensor]:
-        """The float network's outputs on all samples."""
-        with torch.no_grad():
-            runs = [dict(self.runner.run(self._batch(part, mirror))) for part in self._parts()]
-        return {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
+    def _answers(self, side: int) -> dict[str, Tensor]:
+        """The float network's outputs on all samples, found once."""
+        if side not in self._answered:
+            with torch.no_grad():
+                runs = [dict(self.runner.run(self._batch(part, side == 1))) for part in self._parts()]
+            self._answered[side] = {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
+        return self._answered[side]
 
     def _parts(self) -> Iterator[Tensor]:
         return iter(torch.split(torch.arange(self.count), self.together))

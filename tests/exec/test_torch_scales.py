@@ -9,7 +9,7 @@ import torch
 from qcompile.exec import torch_scales
 from qcompile.exec.torch_exec import TorchGraph
 from qcompile.exec.torch_loss import CLASSES, PROBABILITIES, VALUES, OutputLoss, output_losses
-from qcompile.exec.torch_scales import Outcome, ScaleSchedule, Tuned, tune_scales
+from qcompile.exec.torch_scales import Outcome, ScaleSchedule, Tuned, mean_loss, tune_scales
 from qcompile.exec.torch_teacher import Teacher
 from qcompile.ir import Array, Graph, GraphBuilder, TensorType
 
@@ -66,6 +66,10 @@ def test_planted_errors_are_taken_back() -> None:
     schedule = ScaleSchedule(epochs=60, scales=3e-3, biases=3e-3)
     found = tune_scales(teacher(graph), start, schedule, 0, lambda done, total: seen.append((done, total)))
     assert found.after < 0.1 * found.before
+    assert mean_loss(teacher(graph), start) == found.before
+    assert mean_loss(teacher(graph), {n: (start[n][0], found.layers[n]) for n in LAYERS}) == pytest.approx(
+        found.after, rel=1e-3
+    )
     assert seen == [(i, 60 * 12) for i in range(60 * 12)]
     other = np.random.default_rng(9).normal(size=(500, 12)).astype(np.float32)
     judge = teacher(graph, other)
