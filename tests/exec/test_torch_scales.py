@@ -90,6 +90,11 @@ def test_planted_errors_are_taken_back() -> None:
     assert any((tuned(start, schedule, seed=1).layers[name][0] != found.layers[name][0]).any() for name in LAYERS)
 
 
+def test_answers_are_softened_while_tuning() -> None:
+    found = [tuned(spoilt(net()), ScaleSchedule(epochs=2, temperature=t)).layers["one"][0] for t in (1.0, 3.0)]
+    assert (found[0] != found[1]).any()
+
+
 def test_what_is_not_better_is_not_taken() -> None:
     start = spoilt(net())
     for schedule in (ScaleSchedule(epochs=0), ScaleSchedule(epochs=2, scales=1.0, biases=5.0)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,19 @@ from passes.plan.simulate import Simulator
 from passes.quantize.round_weights import RoundWeights
 from passes.quantize.tune_scales import TuneScales
 from passes.structure import Structure
-from qcompile import pipelines
+from qcompile.compiler import Budgets, Compiler
 from qcompile.errors import PassContractError
 from qcompile.ir import Array, Graph
+from qcompile.job import Job, silent
 from qcompile.pm.base import PassContext, PassResult
 from qcompile.pm.facts import BITS, CANDIDATES, RANGES, ROUNDED, BitChoice, Candidates
 from qcompile.pm.work import WorkCache
 from qcompile.target.model import Target
+from targets.reference.backend import ReferenceBackend
 from tests.passes.analysis.estimator_nets import calibrated, conv_net
 
 TARGET = Target("none", "", "")
+DIGITS = Path(__file__).parents[3] / "models" / "digits_resnet" / "digits_resnet.onnx"
 X = np.random.default_rng(8).normal(size=(96, 2, 6, 6)).astype(np.float32)
 OTHER = np.random.default_rng(9).normal(size=(400, 2, 6, 6)).astype(np.float32)
 ALWAYS = TuneScales(least=0.0, epochs=120)
@@ -120,6 +124,33 @@ def test_found_once_found_again(graph: Graph, tmp_path: Path, monkeypatch: pytes
         np.testing.assert_array_equal(again.graph.notes[ROUNDED][layer].b, found.b)
 
 
-def test_it_follows_rounding() -> None:
-    assert pipelines.ROUND == ("round-weights", "tune-scales")
-    assert conv_net().by_name["fc"].op == "linear"
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"tune": False}, False),
+        ({"rounding": "nearest"}, False),
+        ({"rounding": "adaround"}, False),
+        ({"rounding": "gptq"}, True),
+    ],
+)
+def test_it_follows_gptq_unless_told_not_to(options: dict[str, Any], expected: bool) -> None:
+    compiler = Compiler(conv_net(), TARGET, ReferenceBackend(TARGET), stream, stream, None, **options)
+    compiler.prepare(analyse=False)
+    compiler.uniform((4, 8))
+    compiler.lower()
+    assert ("tune-scales" in compiler.reports) == expected
+    assert "round-weights" in compiler.reports
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_made_up_samples_teach_nothing(given: bool) -> None:
+    """Without calibration data inputs are made up: answers to those are not tuned to."""
+    x = np.random.default_rng(0).uniform(size=(70, 1, 16, 16)).astype(np.float32)
+    job = Job(
+        model=DIGITS, target="reference", budgets=Budgets(), uniform=None, plan=None,
+        calib={"input": x} if given else None, eval_data=None, out=None, example=None, shapes=None, pins={},
+        weight_bits=None, act_bits=None, passes=None, dump=None, samples=8, seed=0, threads=1, overwrite=True,
+        measure=False, progress=silent,
+    )  # fmt: skip
+    assert job.open()[1].tune == given
