@@ -9,13 +9,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.analysis.calibrate_ranges import check_inputs, data_digest
+from passes.analysis.calibrate_ranges import data_digest
 from passes.analysis.layer_inputs import separate_layer_inputs
+from passes.analysis.samples import first_samples
 from passes.analysis.subjects import rounding_grids
 from passes.quantize.correct_bias import corrected_bias
 from passes.quantize.layer_rounding import EXACT_FROM, RoundedLayer, round_moments
 from passes.structure import Structure
-from qcompile.errors import DataError, PassContractError, UsageError
+from qcompile.errors import PassContractError, UsageError
 from qcompile.exec.tensors import Tensor, fake_quantize
 from qcompile.exec.torch_loss import output_losses, with_variances
 from qcompile.exec.torch_moments import Moments
@@ -126,7 +127,7 @@ class RoundWeights(Pass):
             return fake_quantize(x, grids[value]) if value in grids else x
 
         limit = max(1, min(self.samples, (self.megabytes << 20) // (2 * 4 * peak_elements(view.graph))))
-        batches = first_samples(graph, calibration, limit)
+        batches: list[Mapping[str, Array]] = [b.inputs for b in first_samples(graph, calibration, limit, limit)]
         steps = PairedSteps(view.graph, batches, quantize)
         rng = ctx.rng(self.name)
         table: dict[str, Rounded] = {}
@@ -199,21 +200,6 @@ def added_to(structure: Structure, layer: str) -> str | None:
     other = next((value for value in region.join.inputs if value != layer), None)
     same = other is not None and structure.graph.type_of(other).sample == region.anchor.type.sample
     return other if same else None
-
-
-def first_samples(graph: Graph, calibration: Batches, limit: int) -> list[Mapping[str, Array]]:
-    """The inputs of the first `limit` samples, in batches; raises DataError where there are none."""
-    batches: list[Mapping[str, Array]] = []
-    seen = 0
-    for batch in calibration():
-        inputs = check_inputs(graph, batch, seen)
-        batches.append({name: array[: limit - seen] for name, array in inputs.items()})
-        seen += len(next(iter(batches[-1].values())))
-        if seen >= limit:
-            break
-    if not seen:
-        raise DataError("the calibration data holds no samples")
-    return batches
 
 
 def peak_elements(graph: Graph) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -12,8 +11,8 @@ import numpy as np
 from passes.analysis.calibrate_ranges import data_digest
 from passes.analysis.effort import macs
 from passes.analysis.layer_inputs import separate_layer_inputs
+from passes.analysis.samples import first_samples
 from passes.analysis.subjects import rounding_grids
-from passes.quantize.round_weights import first_samples
 from passes.structure import Structure
 from qcompile.errors import PassContractError
 from qcompile.exec.tensors import Tensor, fake_quantize
@@ -107,7 +106,7 @@ class TuneScales(Pass):
             return fake_quantize(x, grids[value]) if value in grids else x
 
         def teacher(samples: int) -> Teacher:
-            batches: list[Mapping[str, Array]] = first_samples(graph, calibration, samples)
+            batches = [batch.inputs for batch in first_samples(graph, calibration, samples, samples)]
             losses = with_variances(output_losses(graph), [dict(TorchGraph(view.graph).run(batches[0]))])
             return Teacher(view.graph, batches, quantize, losses)
 
