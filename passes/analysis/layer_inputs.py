@@ -24,6 +24,11 @@ class LayerInputs:
     graph: Graph
     read_as: Mapping[str, str]
 
+    @property
+    def copies(self) -> dict[str, str]:
+        """The names under which layers read what others read too → the stored value."""
+        return {name: value for value, name in self.read_as.items() if name != value}
+
 
 def separate_layer_inputs(graph: Graph, structure: Structure) -> LayerInputs:
     """Add the reshapes; structure is that of `graph`."""

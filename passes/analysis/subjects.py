@@ -97,7 +97,7 @@ class Rounder:
         self.structure = Structure(graph)
         view = separate_layer_inputs(graph, self.structure)
         self.graph, self.read_as = view.graph, view.read_as
-        self.copies = {name: value for value, name in view.read_as.items() if name != value}
+        self.copies = view.copies
         self.ranges = graph.notes[RANGES]
         self.weights = CandidateWeights(graph)
 

@@ -56,7 +56,7 @@ class Simulator:
         self.graph, self.ranges = graph, ranges
         self.structure = Structure(graph)
         view = separate_layer_inputs(graph, self.structure)
-        self.copies = {name: value for value, name in view.read_as.items() if name != value}
+        self.copies = view.copies
         self.runner = TorchGraph(view.graph)
         self.batches = [part for batch in batches for part in parts_of(graph, check_inputs(graph, batch))]
         if not self.batches:

@@ -119,9 +119,8 @@ class RoundWeights(Pass):
     ) -> tuple[dict[str, Rounded], dict[str, object]]:
         structure = Structure(graph)
         view = separate_layer_inputs(graph, structure)
-        copies = {name: value for value, name in view.read_as.items() if name != value}
         bits = graph.notes[BITS]
-        grids = rounding_grids(structure, copies, graph.notes[RANGES], bits)
+        grids = rounding_grids(structure, view.copies, graph.notes[RANGES], bits)
 
         def quantize(value: str, x: Tensor) -> Tensor:
             return fake_quantize(x, grids[value]) if value in grids else x

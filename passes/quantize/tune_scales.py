@@ -99,8 +99,7 @@ class TuneScales(Pass):
         """The divergence before and after, the number of samples, and what was found where there is anything."""
         structure = Structure(graph)
         view = separate_layer_inputs(graph, structure)
-        copies = {name: value for value, name in view.read_as.items() if name != value}
-        grids = rounding_grids(structure, copies, graph.notes[RANGES], graph.notes[BITS])
+        grids = rounding_grids(structure, view.copies, graph.notes[RANGES], graph.notes[BITS])
 
         def quantize(value: str, x: Tensor) -> Tensor:
             return fake_quantize(x, grids[value]) if value in grids else x
