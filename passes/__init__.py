@@ -40,6 +40,7 @@ CATALOGUE: Mapping[str, str] = {
     "uniform-bits": "passes.plan.uniform_bits:UniformBits",
     "plan-from-file": "passes.plan.plan_from_file:PlanFromFile",
     "select-plan": "passes.plan.select_plan:SelectPlan",
+    "confirm-plan": "passes.plan.confirm_plan:ConfirmPlan",
     "mix-metrics": "passes.plan.mix_metrics:MixMetrics",
     "plan-front": "passes.plan.plan_front:PlanFront",
     "bisect-plan": "passes.plan.bisect_plan:BisectPlan",

@@ -236,11 +236,12 @@ class Compiler:
         }  # fmt: skip
         self.graph, _ = self.run_passes(self.graph, ["select-plan"], data=inputs)
         selected = self.reports["select-plan"].facts
+        uniform = [i for i, plan in enumerate(plans) if plan in facts["uniform"]]
+        chosen, rounded = planning.confirmed(self, inputs, uniform, selected)
         table = [
             {
-                "plan": _label(plan, facts["candidates"]), "chosen": i == selected["chosen"],
-                "predicted": predicted[_key(plan)],
-                **measured,
+                "plan": _label(plan, facts["candidates"]), "chosen": i == chosen, "predicted": predicted[_key(plan)],
+                **measured, **({"rounded": rounded[i]} if i in rounded else {}),
             }
             for i, (plan, measured) in enumerate(zip(plans, selected["measured"], strict=True))
         ]  # fmt: skip

@@ -82,15 +82,20 @@ class SelectPlan(Pass):
                 known[key] = Measurement(float(kept["loss"]), float(kept["agreement"]), kept["each"])
         measured = [known[key] for key in keys]
         uniform = [dict(plan) for plan in ctx.data.get("uniform", ())]
-        validity = graph.notes.get(VALIDITY).get("")
-        predicted = ctx.data.get("predicted") if validity is not None and validity.spearman >= TRUSTED else None
-        chosen = choose(measured, [i for i, plan in enumerate(candidates) if dict(plan) in uniform], predicted)
+        plain = [i for i, plan in enumerate(candidates) if dict(plan) in uniform]
+        chosen = choose(measured, plain, trusted(graph, ctx))
         table = [{"loss": found.loss, "agreement": found.agreement} for found in measured]
         said = [f"candidate {chosen} of {len(candidates)} loses {measured[chosen].loss:.3g} on held-out data"]
         if (least := min(found.loss for found in measured)) < measured[chosen].loss:
             said.append(f"another one's {least:.3g} is not surely less")
         report = Report(done=tuple(said), facts={"chosen": chosen, "measured": table})
         return PassResult(graph.with_notes(graph.notes.with_table(BITS, candidates[chosen])), report)
+
+
+def trusted(graph: Graph, ctx: PassContext) -> Sequence[float] | None:
+    """The candidates' predicted losses (`ctx.data["predicted"]`) where predictions order random plans."""
+    validity = graph.notes.get(VALIDITY).get("")
+    return ctx.data.get("predicted") if validity is not None and validity.spearman >= TRUSTED else None
 
 
 def choose(measured: Sequence[Measurement], uniform: Sequence[int], predicted: Sequence[float] | None = None) -> int:
