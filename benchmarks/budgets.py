@@ -3,7 +3,8 @@
 `python -m benchmarks.budgets --pack DIR`.  For each network and each of several budgets of weight bytes the planner
 chooses as `qcompile MODEL --memory` does, on the held-out quarter of the calibration samples.  Then the chosen plan and
 every uniform plan that keeps the budget are run on samples that neither the analyses nor the choice have seen (`dev`),
-with the same rounding.  "best uniform" is the one with the least loss there, in hindsight, which favours uniform plans.
+with the weights plans are compared by.  "best uniform" is the one with the least loss there, in hindsight, which
+favours uniform plans.  These two are run once more with the weights they really get; that decides which one is worse.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Row:
     Attributes:
         budget, bytes: of packed weights.
         chosen: what won ("solver", "runner-up …", "uniform …").
-        loss, top1: of the chosen plan on the verification samples.
-        uniform, uniform_loss, uniform_top1: of the uniform plan with the least loss there.
+        loss, top1: of the chosen plan on the verification samples, with the weights it really gets.
+        compared: its loss with the weights that plans are compared by.
+        uniform, uniform_loss, uniform_top1, uniform_compared: of the uniform plan that compares best there.
         gap: between the solver's plan and its bound.
     """
 
@@ -47,9 +49,11 @@ class Row:
     chosen: str
     loss: float
     top1: float
+    compared: float
     uniform: str
     uniform_loss: float
     uniform_top1: float
+    uniform_compared: float
     gap: float | None
     seconds: float
 
@@ -60,10 +64,11 @@ class Row:
 
 def rows_of(network: str, load: Any, shares: Sequence[float], samples: int, verify: int) -> Iterator[Row]:
     """Rows of one network."""
+    from passes.plan.confirm_plan import with_rounded
     from passes.plan.judge import Judge
     from qcompile.compiler import Budgets
     from qcompile.job import Job, silent
-    from qcompile.planning import choices
+    from qcompile.planning import choices, rounded_weights
     from qcompile.units import format_bits
 
     calib = {name: array for name, array in load.arrays(network, "calib", samples).items() if name != "labels"}
@@ -79,12 +84,20 @@ def rows_of(network: str, load: Any, shares: Sequence[float], samples: int, veri
     compiler.prepare(analyse=True)
     judge: Judge = compiler.judge()
     losses: dict[Any, float] = {}
+    rounded: dict[Any, tuple[float, float]] = {}
 
-    def measured(plan: dict[str, tuple[int, int]]) -> tuple[float, float]:
+    def compared(plan: dict[str, tuple[int, int]]) -> float:
         key = tuple(plan.items())
         if key not in losses:
             losses[key] = judge.simulator.loss(choices(plan))
-        return losses[key], judge.drop(choices(plan)).value
+        return losses[key]
+
+    def measured(plan: dict[str, tuple[int, int]]) -> tuple[float, float]:
+        key = tuple(plan.items())
+        if key not in rounded:
+            other = Judge(with_rounded(compiler.graph, rounded_weights(compiler, choices(plan))), compiler.floor, True)
+            rounded[key] = other.simulator.loss(choices(plan)), other.drop(choices(plan)).value
+        return rounded[key]
 
     most = sum(
         max(costs.bytes.values()) for layer, costs in _costs(compiler).items() if layer
@@ -95,12 +108,13 @@ def rows_of(network: str, load: Any, shares: Sequence[float], samples: int, veri
         seconds = time.perf_counter() - begun
         chosen = next(row for row in planned.candidates if row["chosen"])
         uniform = compiler.reports["solve-bits"].facts["uniform"]
-        best = min(uniform, key=lambda plan: measured(plan)[0])
+        best = min(uniform, key=compared)
         loss, top1 = measured(planned.bits)
         uniform_loss, uniform_top1 = measured(best)
         yield Row(
             network, int(most * share), int(chosen["predicted"]["memory"]), chosen["plan"], loss, top1,
-            format_bits(next(iter(best.values()))), uniform_loss, uniform_top1, planned.solver.get("gap"), seconds,
+            compared(planned.bits), format_bits(next(iter(best.values()))), uniform_loss, uniform_top1, compared(best),
+            planned.solver.get("gap"), seconds,
         )  # fmt: skip
 
 
@@ -131,13 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     lines = [[
         "network", "budget B", "used B", "chosen", "loss", "top-1 %", "best uniform", "loss", "top-1 %", "worse",
-        "gap %", "solved in s",
+        "as compared", "gap %", "solved in s",
     ]]  # fmt: skip
     lines += [
         [
             r.network, str(r.budget), str(r.bytes), r.chosen, f"{r.loss:.4g}", f"{100 * r.top1:.2f}", r.uniform,
             f"{r.uniform_loss:.4g}", f"{100 * r.uniform_top1:.2f}", "yes" if r.worse else "no",
-            "" if r.gap is None else f"{100 * r.gap:.1f}", f"{r.seconds:.0f}",
+            f"{r.compared:.4g} / {r.uniform_compared:.4g}", "" if r.gap is None else f"{100 * r.gap:.1f}", f"{r.seconds:.0f}",
         ]
         for r in rows
     ]  # fmt: skip

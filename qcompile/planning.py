@@ -61,7 +61,7 @@ def confirmed(
     pair = (chosen, best)
     plans = [inputs["candidates"][i] for i in pair]
     data = {
-        "finalists": [(plan, _rounded(compiler, plan)) for plan in plans], "uniform": [1],
+        "finalists": [(plan, rounded_weights(compiler, plan)) for plan in plans], "uniform": [1],
         "predicted": [inputs["predicted"][i] for i in pair],
     }  # fmt: skip
     compiler.graph, _ = compiler.run_passes(compiler.graph, ["confirm-plan"], data=data)
@@ -69,7 +69,7 @@ def confirmed(
     return pair[facts["chosen"]], dict(zip(pair, facts["measured"], strict=True))
 
 
-def _rounded(compiler: Compiler, plan: Mapping[str, BitChoice]) -> Mapping[str, Rounded]:
+def rounded_weights(compiler: Compiler, plan: Mapping[str, BitChoice]) -> Mapping[str, Rounded]:
     """The weights of a plan, rounded by what is not held out."""
     graph = compiler.graph.with_notes(compiler.graph.notes.with_table(BITS, plan))
     graph, _ = compiler.run_passes(graph, [("round-weights", {"method": compiler.rounding})])

@@ -18,7 +18,7 @@ from qcompile.pm.facts import BITS, CANDIDATES, RANGES, Candidates, Rounded
 class ConfirmPlan(Pass):
     """Measure finalists on held-out samples with the weights `round-weights` gives them, and note the better one.
 
-    `select-plan` compares plans with weights that were rounded layer by layer on their own.  `round-weights` makes up in
+    `select-plan` compares plans with weights rounded layer by layer on their own.  `round-weights` makes up in
     later layers for what earlier ones lose, and plans gain by that unequally: one whose loss lies in its last layer
     gains nothing.  `ctx.data["finalists"]` holds (plan, rounded weights) pairs, `ctx.data["uniform"]` which of them are
     uniform, `ctx.data["predicted"]` their predicted losses, if there are any; the rule is that of `select-plan`.
@@ -37,8 +37,7 @@ class ConfirmPlan(Pass):
         measured = []
         for done, (plan, rounded) in enumerate(finalists):
             ctx.progress(self.name, done, len(finalists))
-            table = {layer: Candidates({given.bits: given}) for layer, given in rounded.items()}
-            noted = graph.with_notes(graph.notes.with_table(CANDIDATES, table))
+            noted = with_rounded(graph, rounded)
             measured.append(Simulator(noted, graph.notes[RANGES], ctx.holdout()).measure(plan))
         chosen = choose(measured, ctx.data.get("uniform", ()), trusted(graph, ctx))
         rows = [{"loss": found.loss, "agreement": found.agreement} for found in measured]
@@ -47,3 +46,9 @@ class ConfirmPlan(Pass):
         )
         report = Report(done=(said,), facts={"chosen": chosen, "measured": rows})
         return PassResult(graph.with_notes(graph.notes.with_table(BITS, finalists[chosen][0])), report)
+
+
+def with_rounded(graph: Graph, rounded: Mapping[str, Rounded]) -> Graph:
+    """The graph, simulated with these weights; each layer at their bits only."""
+    table = {layer: Candidates({given.bits: given}) for layer, given in rounded.items()}
+    return graph.with_notes(graph.notes.with_table(CANDIDATES, table))
