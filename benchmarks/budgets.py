@@ -151,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [
             r.network, str(r.budget), str(r.bytes), r.chosen, f"{r.loss:.4g}", f"{100 * r.top1:.2f}", r.uniform,
             f"{r.uniform_loss:.4g}", f"{100 * r.uniform_top1:.2f}", "yes" if r.worse else "no",
-            f"{r.compared:.4g} / {r.uniform_compared:.4g}", "" if r.gap is None else f"{100 * r.gap:.1f}", f"{r.seconds:.0f}",
+            f"{r.compared:.4g} / {r.uniform_compared:.4g}", "" if r.gap is None else f"{100 * r.gap:.1f}",
+            f"{r.seconds:.0f}",
         ]
         for r in rows
     ]  # fmt: skip

@@ -18,7 +18,7 @@ AXES = ("memory", "latency")
 
 HOPELESS = 4.0
 """Times the selected plan's loss beyond which rounding will not make a uniform plan the better one: for MobileNetV2 at
-half of the 8-bit bytes it made a loss twice as large one half as large."""
+half of the 8-bit bytes it turned a loss twice as large into one half as large."""
 
 LEAST_HELD = 32
 """Held-out samples below which a second measurement says no more than the first."""
@@ -60,10 +60,7 @@ def confirmed(
         return chosen, {}
     pair = (chosen, best)
     plans = [inputs["candidates"][i] for i in pair]
-    data = {
-        "finalists": [(plan, rounded_weights(compiler, plan)) for plan in plans], "uniform": [1],
-        "predicted": [inputs["predicted"][i] for i in pair],
-    }  # fmt: skip
+    data = {"finalists": [(plan, rounded_weights(compiler, plan)) for plan in plans]}
     compiler.graph, _ = compiler.run_passes(compiler.graph, ["confirm-plan"], data=data)
     facts = compiler.reports["confirm-plan"].facts
     return pair[facts["chosen"]], dict(zip(pair, facts["measured"], strict=True))

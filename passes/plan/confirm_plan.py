@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from passes.plan.select_plan import Plan, choose, trusted
+from passes.plan.select_plan import Plan, choose
 from passes.plan.simulate import Simulator
 from qcompile.errors import PassContractError
 from qcompile.ir import Graph
@@ -18,10 +18,10 @@ from qcompile.pm.facts import BITS, CANDIDATES, RANGES, Candidates, Rounded
 class ConfirmPlan(Pass):
     """Measure finalists on held-out samples with the weights `round-weights` gives them, and note the better one.
 
-    `select-plan` compares plans with weights rounded layer by layer on their own.  `round-weights` makes up in
-    later layers for what earlier ones lose, and plans gain by that unequally: one whose loss lies in its last layer
-    gains nothing.  `ctx.data["finalists"]` holds (plan, rounded weights) pairs, `ctx.data["uniform"]` which of them are
-    uniform, `ctx.data["predicted"]` their predicted losses, if there are any; the rule is that of `select-plan`.
+    `select-plan` compares plans with weights rounded layer by layer on their own.  `round-weights` makes up in later
+    layers for what earlier ones lose, and plans gain by that unequally: one whose loss lies in its last layer gains
+    nothing.  `ctx.data["finalists"]` holds (plan, rounded weights) pairs; the first one, which was selected, yields
+    only to one that is surely better now (see `select_plan.choose`).
     """
 
     name: ClassVar[str] = "confirm-plan"
@@ -39,7 +39,7 @@ class ConfirmPlan(Pass):
             ctx.progress(self.name, done, len(finalists))
             noted = with_rounded(graph, rounded)
             measured.append(Simulator(noted, graph.notes[RANGES], ctx.holdout()).measure(plan))
-        chosen = choose(measured, ctx.data.get("uniform", ()), trusted(graph, ctx))
+        chosen = choose(measured, [0])
         rows = [{"loss": found.loss, "agreement": found.agreement} for found in measured]
         said = (
             f"finalist {chosen} of {len(rows)} loses {rows[chosen]['loss']:.3g} on held-out data, rounded as it will be"

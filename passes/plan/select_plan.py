@@ -83,7 +83,9 @@ class SelectPlan(Pass):
         measured = [known[key] for key in keys]
         uniform = [dict(plan) for plan in ctx.data.get("uniform", ())]
         plain = [i for i, plan in enumerate(candidates) if dict(plan) in uniform]
-        chosen = choose(measured, plain, trusted(graph, ctx))
+        validity = graph.notes.get(VALIDITY).get("")
+        predicted = ctx.data.get("predicted") if validity is not None and validity.spearman >= TRUSTED else None
+        chosen = choose(measured, plain, predicted)
         table = [{"loss": found.loss, "agreement": found.agreement} for found in measured]
         said = [f"candidate {chosen} of {len(candidates)} loses {measured[chosen].loss:.3g} on held-out data"]
         if (least := min(found.loss for found in measured)) < measured[chosen].loss:
@@ -92,14 +94,8 @@ class SelectPlan(Pass):
         return PassResult(graph.with_notes(graph.notes.with_table(BITS, candidates[chosen])), report)
 
 
-def trusted(graph: Graph, ctx: PassContext) -> Sequence[float] | None:
-    """The candidates' predicted losses (`ctx.data["predicted"]`) where predictions order random plans."""
-    validity = graph.notes.get(VALIDITY).get("")
-    return ctx.data.get("predicted") if validity is not None and validity.spearman >= TRUSTED else None
-
-
-def choose(measured: Sequence[Measurement], uniform: Sequence[int], predicted: Sequence[float] | None = None) -> int:
-    """Index of the plan with the least loss, or of the best uniform one where that one is not surely worse.
+def choose(measured: Sequence[Measurement], holders: Sequence[int], predicted: Sequence[float] | None = None) -> int:
+    """Index of the plan with the least loss, or of the best of some plans where that one is not surely worse.
 
     A plan is surely better where its mean loss is less and either says so with confidence: the measurement (Wilcoxon's
     signed-rank test over samples) or the prediction (`CLEARLY`).  Ranks, because a network that is sure of its answers
@@ -107,13 +103,13 @@ def choose(measured: Sequence[Measurement], uniform: Sequence[int], predicted: S
 
     Args:
         measured: of all plans, on the same samples.
-        uniform: indices of the uniform ones.
+        holders: indices of those that yield only to a surely better one.
         predicted: losses of all plans, where these can be trusted.
     """
     best = min(range(len(measured)), key=lambda i: measured[i].loss)  # min keeps the first of equals
-    if best in uniform or not uniform:
+    if best in holders or not holders:
         return best
-    plain = min(uniform, key=lambda i: measured[i].loss)
+    plain = min(holders, key=lambda i: measured[i].loss)
     if predicted is not None and predicted[best] <= CLEARLY * predicted[plain]:
         return best
     gains = measured[plain].each - measured[best].each

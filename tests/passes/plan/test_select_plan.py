@@ -151,10 +151,10 @@ class TestSelectPlan:
         few[2:] *= 1.05
         measured = [Measurement(float(each.mean()), 1.0, each) for each in (few, all_, plain)]
         assert measured[0].loss < measured[2].loss
-        assert choose([measured[0], measured[2]], uniform=[1]) == 1
-        assert choose([measured[0], measured[2]], uniform=[]) == 0
-        assert choose([measured[1], measured[2]], uniform=[1]) == 0
-        assert choose([measured[1], measured[1]], uniform=[1]) == 0  # of equals the cheaper
+        assert choose([measured[0], measured[2]], holders=[1]) == 1
+        assert choose([measured[0], measured[2]], holders=[]) == 0
+        assert choose([measured[1], measured[2]], holders=[1]) == 0
+        assert choose([measured[1], measured[1]], holders=[1]) == 0  # of equals the cheaper
 
     def test_few_losing_samples_do_not_hide_what_all_the_others_say(self) -> None:
         """A network that is sure of its answers: nine tenths of the loss lie in two samples, whatever the plan."""
@@ -165,8 +165,8 @@ class TestSelectPlan:
         measured = [Measurement(float(each.mean()), 1.0, each) for each in (better, plain)]
         roots = np.sqrt(plain) - np.sqrt(better)
         assert roots.mean() < 1.645 * roots.std(ddof=1) / 128**0.5  # neither their mean nor that of roots is sure
-        assert choose(measured, uniform=[1]) == 0
-        assert choose([measured[1], measured[0]], uniform=[1]) == 1  # a uniform plan that loses least is best
+        assert choose(measured, holders=[1]) == 0
+        assert choose([measured[1], measured[0]], holders=[1]) == 1  # a uniform plan that loses least is best
 
     def test_a_sure_prediction_decides_where_few_samples_cannot(self) -> None:
         """The plan that is better in the mean wins with a prediction 0.72 times as large, not with more."""
