@@ -1,4 +1,4 @@
-"""Plans beyond one set of budgets: an accuracy floor that is measured, and the whole front."""
+"""Plans beyond the solver's: confirmed with their real weights, an accuracy floor that is measured, the whole front."""
 
 from __future__ import annotations
 
