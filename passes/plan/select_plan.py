@@ -107,7 +107,7 @@ def choose(measured: Sequence[Measurement], holders: Sequence[int], predicted: S
         predicted: losses of all plans, where these can be trusted.
     """
     best = min(range(len(measured)), key=lambda i: measured[i].loss)  # min keeps the first of equals
-    if best in holders or not holders:
+    if not holders:
         return best
     plain = min(holders, key=lambda i: measured[i].loss)
     if predicted is not None and predicted[best] <= CLEARLY * predicted[plain]:

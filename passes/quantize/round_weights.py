@@ -18,7 +18,6 @@ from passes.quantize.layer_rounding import EXACT_FROM, RoundedLayer, round_momen
 from passes.structure import Structure
 from qcompile.errors import PassContractError, UsageError
 from qcompile.exec.tensors import Tensor, fake_quantize
-from qcompile.exec.torch_loss import output_losses, with_variances
 from qcompile.exec.torch_moments import Moments
 from qcompile.exec.torch_steps import PairedSteps
 from qcompile.exec.torch_teacher import Teacher
@@ -179,14 +178,11 @@ class RoundWeights(Pass):
         table: Mapping[str, Rounded],
         aims: Mapping[str, Array],
     ) -> dict[str, Rounded]:
-        from qcompile.exec.torch_exec import TorchGraph
-
         start = {
             name: LayerIntegers(r.q, r.scale, r.b, *weight_range(r.bits), aims[name].reshape(r.q.shape))
             for name, r in table.items()
         }
-        losses = with_variances(output_losses(graph), [dict(TorchGraph(graph).run(batches[0]))])
-        tuner = Tuner(Teacher(graph, batches, quantize, losses), start)
+        tuner = Tuner(Teacher(graph, batches, quantize), start)
         found = tuner.run(Schedule(self.epochs), ctx.seed, lambda done, total: ctx.progress(self.name, done, total))
         return {name: Rounded(table[name].bits, q, table[name].scale, b) for name, (q, b) in found.items()}
 

@@ -16,8 +16,6 @@ from passes.analysis.subjects import rounding_grids
 from passes.structure import Structure
 from qcompile.errors import PassContractError
 from qcompile.exec.tensors import Tensor, fake_quantize
-from qcompile.exec.torch_exec import TorchGraph
-from qcompile.exec.torch_loss import output_losses, with_variances
 from qcompile.exec.torch_scales import ScaleSchedule, mean_loss, tune_scales
 from qcompile.exec.torch_teacher import Teacher
 from qcompile.ir import Array, Graph
@@ -106,8 +104,7 @@ class TuneScales(Pass):
 
         def teacher(samples: int) -> Teacher:
             batches = [batch.inputs for batch in first_samples(graph, calibration, samples, samples)]
-            losses = with_variances(output_losses(graph), [dict(TorchGraph(view.graph).run(batches[0]))])
-            return Teacher(view.graph, batches, quantize, losses)
+            return Teacher(view.graph, batches, quantize)
 
         integers = {layer: (r.q, (r.scale, r.b)) for layer, r in graph.notes[ROUNDED].items()}
         few = teacher(self.fewest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -94,21 +93,14 @@ def tune_scales(
         {"params": [layer.shift for layer in layers.values()], "lr": schedule.biases},
     ]
     optimizer = torch.optim.Adam(groups)
-    generator = torch.Generator().manual_seed(seed)
-    done, total = 0, schedule.epochs * -(-teacher.count // schedule.batch)
-    for epoch in range(schedule.epochs):
-        for chosen in torch.split(torch.randperm(teacher.count, generator=generator), schedule.batch):
-            progress(done, total)
-            for group, rate in zip(optimizer.param_groups, (schedule.scales, schedule.biases), strict=True):
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done / total))
-            optimizer.zero_grad()
-            for part in torch.split(chosen, teacher.together):
-                made = {name: layer.made() for name, layer in layers.items()}
-                loss = teacher.loss(made, part, epoch % teacher.sides, schedule.temperature)
-                (loss * (len(part) / len(chosen))).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            done += 1
-    after = _judged(teacher, layers) if done else before
+
+    def make() -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: layer.made() for name, layer in layers.items()}
+
+    for chosen, side, _ in teacher.steps(optimizer, schedule.epochs, schedule.batch, seed, progress):
+        teacher.descend(make, chosen, side, schedule.temperature)
+        optimizer.step()
+    after = _judged(teacher, layers) if schedule.epochs else before
     if not after < before:
         return Outcome({name: given for name, (_, given) in integers.items()}, before, before)
     return Outcome({name: layer.result() for name, layer in layers.items()}, before, after)

@@ -6,6 +6,7 @@ sample has a right answer: pictures are mirrored in every second epoch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qcompile.exec.torch_exec import TorchGraph, samples_together
-from qcompile.exec.torch_loss import OutputLoss, total_loss
+from qcompile.exec.torch_loss import output_losses, total_loss, with_variances
 from qcompile.ir import Array, Graph
 
 Made = Mapping[str, tuple[Tensor, Tensor]]
@@ -29,9 +30,9 @@ class Teacher:
         graph: float graph.
         batches: float32 arrays by input name.
         quantize: rounds activations, as in `TorchGraph.run`; gradients pass through it.
-        losses: by output name.
 
     Attributes:
+        losses: by output name.
         count: samples.
         together: samples that are run at once.
         sides: 2 where the samples are pictures, which are mirrored in every second epoch; else 1.
@@ -42,9 +43,8 @@ class Teacher:
         graph: Graph,
         batches: Sequence[Mapping[str, Array]],
         quantize: Callable[[str, Tensor], Tensor],
-        losses: Mapping[str, OutputLoss],
     ) -> None:
-        self.graph, self.quantize, self.losses = graph, quantize, losses
+        self.graph, self.quantize = graph, quantize
         self.runner = TorchGraph(graph)
         self.together = min(32, samples_together(graph))
         names = [port.name for port in graph.inputs]
@@ -53,6 +53,7 @@ class Teacher:
         self.count = len(next(iter(self.inputs.values())))
         self.sides = 2 if any(_is_picture(x) for x in self.inputs.values()) else 1
         self._answered: dict[int, dict[str, Tensor]] = {}
+        self.losses = with_variances(output_losses(graph), [self._answers(0)])
 
     def loss(self, made: Made, chosen: Tensor, side: int = 0, temperature: float | None = None) -> Tensor:
         """The mean loss of some samples (their numbers), mirrored where `side` is 1; see `OutputLoss.softened`."""
@@ -60,6 +61,31 @@ class Teacher:
         outputs = self.runner.run(self._batch(chosen, side == 1), self.quantize, weights=weights, biases=biases)
         reference = {name: x[chosen] for name, x in self._answers(side).items()}
         return total_loss(self.losses, outputs, reference, temperature).mean()
+
+    def steps(
+        self, optimizer: torch.optim.Optimizer, epochs: int, batch: int, seed: int, progress: Callable[[int, int], None]
+    ) -> Iterator[tuple[Tensor, int, float]]:
+        """For each step its samples, their side and the share of all steps already done; the caller steps.
+
+        Samples are drawn anew in every epoch, the same for the same seed; pictures are mirrored in every second one.
+        Rates fall from the optimizer's own to 0 in half a cosine (Loshchilov and Hutter 2017).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        done, total = 0, epochs * -(-self.count // batch)
+        for epoch in range(epochs):
+            for chosen in torch.split(torch.randperm(self.count, generator=generator), batch):
+                progress(done, total)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done / total))
+                optimizer.zero_grad()
+                yield chosen, epoch % self.sides, done / total
+                done += 1
+
+    def descend(self, make: Callable[[], Made], chosen: Tensor, side: int, temperature: float | None = None) -> None:
+        """Add the gradient of the samples' mean loss to what `make` makes weights and biases of."""
+        for part in torch.split(chosen, self.together):
+            (self.loss(make(), part, side, temperature) * (len(part) / len(chosen))).backward()  # type: ignore[no-untyped-call]
 
     def mean(self, made: Made) -> float:
         """The mean loss of all samples."""

@@ -105,33 +105,27 @@ class Tuner:
             return given
         teacher, units = self.teacher, self.teacher.deviations(list(self.start))
         layers = {name: _Layer(start, unit) for (name, start), unit in zip(self.start.items(), units, strict=True)}
-        generator = torch.Generator().manual_seed(seed)
-        total = schedule.epochs * -(-teacher.count // schedule.batch)
         groups = [
             {"params": [layer.x for layer in layers.values()], "lr": schedule.rate},
             {"params": [layer.shift for layer in layers.values()], "lr": schedule.biases},
         ]
         optimizer = torch.optim.Adam(groups)
         unit = self._gradient_unit(layers, schedule.batch)
-        done = 0
-        for epoch in range(schedule.epochs):
-            side = epoch % teacher.sides
-            for chosen in torch.split(torch.randperm(teacher.count, generator=generator), schedule.batch):
-                for group, rate in zip(optimizer.param_groups, (schedule.rate, schedule.biases), strict=True):
-                    group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done / total))
-                optimizer.zero_grad()
-                teacher.loss({n: layer.weights() for n, layer in layers.items()}, chosen, side).backward()  # type: ignore[no-untyped-call]
-                with torch.no_grad():
-                    for layer in layers.values():
-                        if layer.x.grad is not None:
-                            layer.x.grad.div_(unit).clamp_(-schedule.clamp, schedule.clamp)
-                            layer.x.grad.add_(layer.pull, alpha=schedule.pull * (done / total) ** 2)
-                optimizer.step()
-                with torch.no_grad():
-                    for layer in layers.values():
-                        layer.x.clamp_(0, 1)
-                done += 1
-                progress(done, total)
+
+        def make() -> dict[str, tuple[Tensor, Tensor]]:
+            return {name: layer.weights() for name, layer in layers.items()}
+
+        for chosen, side, done in teacher.steps(optimizer, schedule.epochs, schedule.batch, seed, progress):
+            teacher.descend(make, chosen, side)
+            with torch.no_grad():
+                for layer in layers.values():
+                    if layer.x.grad is not None:
+                        layer.x.grad.div_(unit).clamp_(-schedule.clamp, schedule.clamp)
+                        layer.x.grad.add_(layer.pull, alpha=schedule.pull * done**2)
+            optimizer.step()
+            with torch.no_grad():
+                for layer in layers.values():
+                    layer.x.clamp_(0, 1)
         found = {name: layer.result() for name, layer in layers.items()}
         return found if self._judged(found) < self._judged(given) else given
 

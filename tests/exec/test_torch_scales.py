@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qcompile.exec.torch_exec import TorchGraph
-from qcompile.exec.torch_loss import CLASSES, PROBABILITIES, VALUES, OutputLoss, output_losses
+from qcompile.exec.torch_loss import CLASSES, PROBABILITIES, VALUES, OutputLoss
 from qcompile.exec.torch_scales import Outcome, ScaleSchedule, Tuned, mean_loss, tune_scales
 from qcompile.exec.torch_teacher import Teacher
 from qcompile.ir import Array, Graph, GraphBuilder, TensorType
@@ -52,7 +52,7 @@ def spoilt(graph: Graph) -> dict[str, tuple[Array, Tuned]]:
 
 
 def teacher(graph: Graph, x: Array = X) -> Teacher:
-    return Teacher(graph, [{"x": x[:50]}, {"x": x[50:]}], lambda _, v: v, output_losses(graph))
+    return Teacher(graph, [{"x": x[:50]}, {"x": x[50:]}], lambda _, v: v)
 
 
 def tuned(start: dict[str, tuple[Array, Tuned]], schedule: ScaleSchedule, seed: int = 0) -> Outcome:
@@ -113,7 +113,7 @@ def test_a_step_in_parts_is_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         made.together = 3
         return made
 
-    parts = tune_scales(few(net(), [{"x": X}], lambda _, v: v, output_losses(net())), spoilt(net()), schedule, 0)
+    parts = tune_scales(few(net(), [{"x": X}], lambda _, v: v), spoilt(net()), schedule, 0)
     assert parts.after == pytest.approx(whole.after, rel=1e-4)
     for name in LAYERS:
         np.testing.assert_allclose(parts.layers[name][0], whole.layers[name][0], rtol=1e-4)
@@ -128,7 +128,7 @@ def test_pictures_are_mirrored(channels: int, sides: int) -> None:
     b.output("y", b.add("linear", [flat], name="fc", consts={"w": w}))
     graph = b.build()
     pictures = np.random.default_rng(3).normal(size=(40, channels, 4, 4)).astype(np.float32)
-    found = Teacher(graph, [{"x": pictures}], lambda _, v: v, output_losses(graph))
+    found = Teacher(graph, [{"x": pictures}], lambda _, v: v)
     assert found.sides == sides
     made = {"fc": (torch.tensor(w), torch.zeros(3))}
     assert found.mean(made) == pytest.approx(0, abs=1e-9)

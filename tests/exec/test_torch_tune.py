@@ -47,7 +47,7 @@ def test_outputs_come_closer_and_the_result_is_on_the_grid() -> None:
     losses = output_losses(graph)
 
     def tuned(epochs: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        teacher = Teacher(graph, [{"x": x[:100]}, {"x": x[100:]}], lambda _, v: v, losses)
+        teacher = Teacher(graph, [{"x": x[:100]}, {"x": x[100:]}], lambda _, v: v)
         return Tuner(teacher, first).run(Schedule(epochs), 0)
 
     def loss(result: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
@@ -75,7 +75,7 @@ def test_no_integer_leaves_the_range() -> None:
     graph, top = net(), 3
     beyond = {name: replace(one, aim=one.aim * 1.3) for name, one in start(graph, top).items()}
     x = np.random.default_rng(1).normal(size=(64, 12)).astype(np.float32)
-    found = Tuner(Teacher(graph, [{"x": x}], lambda _, v: v, output_losses(graph)), beyond).run(Schedule(80), 0)
+    found = Tuner(Teacher(graph, [{"x": x}], lambda _, v: v), beyond).run(Schedule(80), 0)
     assert any((found[name][0] != one.q).any() for name, one in beyond.items())
     for name, (q, _) in found.items():
         assert np.abs(q).max() <= top, name
