@@ -47,7 +47,7 @@ class CheckPrediction(Pass):
     needs = ("holdout",)
 
     plans: int = 24
-    samples: int = 64
+    samples: int = 256
     teramacs: float = 1.0
     least: int = 3
     batch: int = 32
