@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from qcompile.ir import Array, Grid, int_range, storage
+from targets._tvm.shared_object import open_shared_object
 
 BOUNDARY = "boundary.so"
 ENTRY = "qcompile_quantize"
@@ -39,7 +40,7 @@ class NativeQuantizer:
     """`Executable.quantize` in native code.  Not for several threads at once."""
 
     def __init__(self, path: Path) -> None:
-        self._call = getattr(ctypes.CDLL(str(path.resolve())), ENTRY)
+        self._call = getattr(open_shared_object(path), ENTRY)
         self._call.argtypes = [ctypes.c_void_p] * 5
         self._prepared: dict[Grid, _Prepared] = {}
 

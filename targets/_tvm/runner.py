@@ -19,6 +19,7 @@ from qcompile.target.clock import probe
 from targets._tvm.pool import launcher, set_threads
 from targets._tvm.quantizer import BOUNDARY, NativeQuantizer, address
 from targets._tvm.recipes import Recipe
+from targets._tvm.shared_object import open_shared_object
 
 ENTRY = "qcompile_run"
 LIBRARY = "library.so"
@@ -33,7 +34,7 @@ _LARGE = 1 << 18
 
 def open_library(path: Path) -> ctypes.CDLL:
     """Load a library and connect its parallel loops to TVM's thread pool."""
-    library = ctypes.CDLL(str(path.resolve()))
+    library = open_shared_object(path)
     try:
         hook = ctypes.c_void_p.in_dll(library, "__TVMBackendParallelLaunch")
     except ValueError:

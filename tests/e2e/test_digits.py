@@ -48,6 +48,13 @@ def test_every_width_is_exact(bits: str, tmp_path: Path) -> None:
         assert api.verify(result.artifact, folder / "calib.npz")["differing_integers"] == 0
 
 
+@pytest.mark.parametrize("later", ["w4a4", "w2a8"])
+def test_an_artifact_in_the_place_of_another_one_runs_its_own_code(later: str, tmp_path: Path) -> None:
+    for bits in ("w8a8", later):
+        result = compile_digits(RESNET, tmp_path / "m.qc", uniform=bits, measure=False, overwrite=True)
+        assert api.verify(result.artifact, RESNET / "calib.npz")["differing_integers"] == 0
+
+
 def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
     first = compile_digits(RESNET, tmp_path / "a.qc", memory="26KiB")
     second = compile_digits(RESNET, tmp_path / "b.qc", memory="26KiB")
