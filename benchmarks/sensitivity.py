@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--network", default="resnet20_cifar10", help="name of a pack file")
     parser.add_argument("--plans", type=int, default=200, help="random plans that are measured")
     parser.add_argument("--samples", type=int, default=512, help="calibration samples")
-    parser.add_argument("--held", type=int, default=512, help="held-out samples plans are measured on")
+    parser.add_argument("--held", type=int, default=1536, help="held-out samples plans are measured on")
     parser.add_argument("--estimators", default=",".join(ESTIMATORS), help="names by comma, or `all`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="keep and use nothing of other runs: for timing")

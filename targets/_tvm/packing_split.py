@@ -23,24 +23,47 @@ SPAN = 16
 """Inputs that a shuffle of bytes reaches."""
 
 WINDOW = 8
-"""Weights of an output in two steps of a span: neighbours in memory, and each other's summands in 16 bits."""
+"""Weights of an output in two steps of a span: neighbours in memory, and each other's summands in 16 bits.
 
-_PLACES = (0, 15, 1, 14, 7, 8, 6, 9, 2, 13, 3, 12, 5, 10, 4, 11)
-"""The rank of the weight in every place of [windows, steps, pairs, 2].  A window adds the pair of ranks i and 15 − i to
-that of ranks 7 − i and 8 + i."""
+Runs of inputs are padded to a multiple of it, so their last span may be of one window.
+"""
+
+_PLACES = {SPAN: (0, 15, 1, 14, 7, 8, 6, 9, 2, 13, 3, 12, 5, 10, 4, 11), WINDOW: (0, 7, 1, 6, 3, 4, 2, 5)}
+"""By inputs of a span, the rank of the weight in every place of [windows, steps, pairs, 2].  A window adds the pair of
+ranks i and 15 − i to that of ranks 7 − i and 8 + i; where it is the only one, that of i and 7 − i to that of 3 − i and
+4 + i."""
 
 
-def _split(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, Array]:
-    """Heads and rests: int8[blocks, KH, runs, steps, lanes, bytes of a step], a step being STEP or SPAN bytes.
+def _split(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[list[Array], list[Array]]:
+    """Heads and rests of whole spans, and of what is left of a run, if anything, which is one window.
 
     Args:
         most: at least 128.
         span: 2 or SPAN.
         shape: arguments of `direct`.
+
+    Returns:
+        int8[blocks, KH, runs, spans, lanes, bytes of a span] of each; spans of 2 come two at a time, as a step.
     """
-    whole = direct(w, **shape, step=max(span, STEP))[:, :, :, :, 0]
-    rest = _excess(whole.reshape(-1, span), most).reshape(whole.shape)
-    return whole - rest, rest
+    size = max(span, STEP)
+    whole = direct(w, **shape, step=STEP if span == 2 else WINDOW)[:, :, :, :, 0].swapaxes(3, 4)
+    rows = whole.reshape(*whole.shape[:4], -1)
+    end = rows.shape[4] // size * size
+    cuts = [(rows[..., :end], size), (rows[..., end:], WINDOW)]
+    spans = [part.reshape(*part.shape[:4], -1, cut).swapaxes(3, 4) for part, cut in cuts if part.size]
+    rests = [_excess(part, min(span, part.shape[5]), most) for part in spans]
+    return [part - rest for part, rest in zip(spans, rests, strict=True)], rests
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """Parts of runs, one behind the other."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=3)
+
+
+def _in_steps(parts: Sequence[Array]) -> Array:
+    """Heads or rests as int8[blocks, KH, runs, steps, lanes, STEP]."""
+    pieces = [part.reshape(*part.shape[:5], -1, STEP).swapaxes(4, 5) for part in parts]
+    return _joined([piece.reshape(*piece.shape[:3], -1, *piece.shape[5:]) for piece in pieces])
 
 
 def _keys(rows: Array, span: int) -> Array:
@@ -49,32 +72,30 @@ def _keys(rows: Array, span: int) -> Array:
     return keys if span == 2 else np.sort(keys, axis=-1)
 
 
-def _excess(rows: Array, most: int) -> Array:
-    """What the second weights of all pairs give away, for spans of weights: int8[spans, span] of either."""
-    span, rest = rows.shape[1], np.zeros_like(rows)
-    keys = _keys(rows, span)
+def _excess(weights: Array, span: int, most: int) -> Array:
+    """What the second weights of all pairs give away: int8[…, a multiple of `span` bytes] of either."""
+    rows = weights.reshape(-1, span)
+    keys, rest = _keys(rows, span), np.zeros_like(rows)
     pairs, seconds = (keys >> 4)[:, : span // 2], keys[:, span // 2 :][:, ::-1]
     # The magnitude of the sum is beyond `most` ≥ 128 only where both have one sign.
     sums = pairs + (seconds >> 4)
     where = np.nonzero(np.abs(sums) > most)
     rest[where[0], seconds[where] & SPAN - 1] = sums[where] - np.sign(sums[where]) * most
-    return rest
+    return rest.reshape(weights.shape)
 
 
 def _rest_steps(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, tuple[Array, ...]]:
     """int8[blocks, KH, runs, 2, steps of STEP bytes, lanes, STEP]; where in it steps with rests are, block by block."""
-    rest = _split(w, most, span, **shape)[1]
-    pieces = rest.reshape(*rest.shape[:5], -1, STEP).swapaxes(4, 5)
-    steps = pieces.reshape(*rest.shape[:3], -1, *pieces.shape[5:])
+    steps = _in_steps(_split(w, most, span, **shape)[1])
     # Rests of different pairs may be neighbours in memory, whose sum is too much again.
-    again = _excess(steps.reshape(-1, 2), most).reshape(steps.shape)
+    again = _excess(steps, 2, most)
     both = np.stack([steps - again, again], axis=3)
     return both, tuple(np.nonzero(both.any(axis=(5, 6))))
 
 
 def pair_heads(w: Array, **split: Any) -> Array:
     """`direct` without the excess of neighbours; arguments as of `_split`."""
-    return _split(w, **split)[0]
+    return _in_steps(_split(w, **split)[0])
 
 
 def pair_rests(w: Array, **split: Any) -> Array:
@@ -119,35 +140,38 @@ def _found_windows(w: Array, most: int, **shape: Any) -> _Windows:
 
     Returns:
         keys: int16[blocks, windows, 2 steps, lanes, 4], as of `_keys`.
-        numbers: int[blocks, windows], of the span in (KH, runs, spans).
+        numbers: int[blocks, windows], of the window in (KH, runs, windows of a run).
         fitting: int[blocks], how many fit.
     """
     heads = _split(w, most, SPAN, **shape)[0]
-    blocks, lanes = heads.shape[0], heads.shape[4]
-    keys = _keys(heads.reshape(blocks, -1, lanes, SPAN), SPAN)[..., list(_PLACES)]
-    steps = keys.reshape(blocks, -1, lanes, SPAN // WINDOW, 2, STEP).transpose(0, 1, 3, 4, 2, 5)
-    steps = steps.reshape(blocks, -1, 2, lanes, STEP)
+    blocks, lanes, parts = heads[0].shape[0], heads[0].shape[4], []
+    for part in heads:
+        span = part.shape[5]
+        keys = _keys(part, span)[..., list(_PLACES[span])]
+        steps = keys.reshape(*part.shape[:5], span // WINDOW, 2, STEP).transpose(0, 1, 2, 3, 5, 6, 4, 7)
+        parts.append(steps.reshape(*part.shape[:3], -1, 2, lanes, STEP))
+    steps = _joined(parts).reshape(blocks, -1, 2, lanes, STEP)
     pairs = (steps >> 4).reshape(*steps.shape[:4], 2, 2)
     sums = [np.maximum(sign * pairs, 0).sum(axis=(2, 5), dtype=np.int16) for sign in (1, -1)]
     fits = np.all(np.maximum(*sums) <= most, axis=(2, 3))
     order = np.argsort(~fits, axis=1, kind="stable")
-    return steps[np.arange(blocks)[:, None], order], order // (SPAN // WINDOW), fits.sum(axis=1)
+    return steps[np.arange(blocks)[:, None], order], order, fits.sum(axis=1)
 
 
-def window_weights(w: Array, most: int, **shape: Any) -> Array:
+def span_weights(w: Array, most: int, **shape: Any) -> Array:
     """int8[blocks, windows, 2 steps, 2, lanes, 4]: the number of each input in its span, then the weights."""
     keys = _windows(w, most=most, **shape)[0]
     return np.stack([keys & SPAN - 1, keys >> 4], axis=3).astype(np.int8)
 
 
-def window_table(w: Array, most: int, strides: Sequence[int], **shape: Any) -> Array:
+def span_table(w: Array, most: int, strides: Sequence[int], **shape: Any) -> Array:
     """int32[blocks, 1 + windows]: how many windows, from the first one, may be added in 16 bits; of every window the
     bytes from the first input of an output to the first of its span.
 
     `strides`: bytes from one kernel row, and run, to the next.
     """
     _, numbers, fitting = _windows(w, most=most, **shape)
-    _, rows, runs, spans = direct(w, **shape, step=SPAN).shape[:4]
-    row, run, span = np.unravel_index(numbers, (rows, runs, spans))
-    places = row * strides[0] + run * strides[1] + span * SPAN
+    _, rows, runs, windows = direct(w, **shape, step=WINDOW).shape[:4]
+    row, run, window = np.unravel_index(numbers, (rows, runs, windows))
+    places = row * strides[0] + run * strides[1] + window // (SPAN // WINDOW) * SPAN
     return np.concatenate([fitting[:, None], places], axis=1).astype(np.int32)

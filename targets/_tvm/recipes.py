@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qcompile.errors import ArtifactError
 from qcompile.ir import Array
 from targets._tvm import packing, packing_split
 
@@ -32,6 +33,12 @@ class Recipe:
 
     @staticmethod
     def from_json(described: Sequence[Any]) -> Recipe:
+        """Raises ArtifactError for a recipe of another version; a function whose bytes change gets another name."""
+        if described[0] not in RECIPES:
+            raise ArtifactError(
+                f"another version of qcompile wrote this library: its parameters are packed by {described[0]!r}",
+                hint="compile the model again",
+            )
         return Recipe(described[0], tuple(described[1]), described[2])
 
 
@@ -60,7 +67,7 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         packing_split.pair_rests,
         packing_split.pair_offsets,
         packing_split.pair_starts,
-        packing_split.window_weights,
-        packing_split.window_table,
+        packing_split.span_weights,
+        packing_split.span_table,
     )
 }

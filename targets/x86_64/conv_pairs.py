@@ -80,7 +80,7 @@ class WindowConv(PairConv):
     Every block has an order of its own, so a tile is of one block.
     """
 
-    step, span = SPAN, SPAN
+    step, span = WINDOW, SPAN
 
     @property
     def windows(self) -> int:
@@ -96,8 +96,8 @@ class WindowConv(PairConv):
         return 1
 
     def _heads(self) -> Constant:
-        self.table = self.ctx.constant(self._packed("window_table", strides=self.strides))
-        return self._packed("window_weights")
+        self.table = self.ctx.constant(self._packed("span_table", strides=self.strides))
+        return self._packed("span_weights")
 
     def _tile(self, tile: Tile, block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
         b, accs, x0 = self.b, self._accumulators(tile, block), self._first_input(block, row, col)

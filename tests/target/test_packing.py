@@ -8,7 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from qcompile.errors import ArtifactError
 from targets._tvm import packing, runner
+from targets._tvm.recipes import Recipe
 
 RNG = np.random.default_rng(11)
 
@@ -75,3 +77,8 @@ def test_a_c_library_that_cannot_return_memory_is_left_alone(monkeypatch: pytest
     monkeypatch.setattr(runner.os, "name", "nt")
     runner.return_heap()
     assert asked == [None]
+
+
+def test_a_library_packed_by_another_version_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="parameters are packed by 'panels'"):
+        Recipe.from_json(["panels", [], {}])
