@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -215,10 +216,18 @@ def winograd_transform(w: Array, m: int) -> Array:
     return u.astype(np.int32).reshape(-1, *w.shape[:2])
 
 
-def winograd_weights(w: Array, m: int, lanes: int, width: int, dtype: str) -> Array:
-    """int8[O, I, 3, 3] → [blocks, (m + 2)², width/step, lanes, step]; a step is 4 bytes of `dtype`."""
+def winograd_weights(w: Array, m: int, lanes: int, width: int, dtype: str, room: Array | None = None) -> Array:
+    """int8[O, I, 3, 3] → [blocks, (m + 2)², width/step, lanes, step]; a step is 4 bytes of `dtype`.
+
+    `room`: bytes, the first of which become the result; up to eight times as many as weights are not copied then.
+    """
     step, blocks = STEP // np.dtype(dtype).itemsize, -(-len(w) // lanes)
-    packed = np.zeros((blocks, (m + 2) ** 2, width // step, lanes, step), dtype=dtype)
+    shape = (blocks, (m + 2) ** 2, width // step, lanes, step)
+    packed: Array
+    if room is None:
+        packed = np.empty(shape, dtype=dtype)
+    else:
+        packed = room[: math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
     # A few blocks at a time: all at once are several times as large as what comes of them.
     few = max(1, _AT_ONCE // (lanes * width * (m + 2) ** 2))
     for first in range(0, blocks, few):

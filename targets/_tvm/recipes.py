@@ -28,6 +28,15 @@ class Recipe:
     def pack(self, arrays: Mapping[str, Array]) -> Array:
         return np.ascontiguousarray(RECIPES[self.name](*[arrays[c] for c in self.constants], **self.params))
 
+    def pack_into(self, arrays: Mapping[str, Array], room: Array) -> int:
+        """Pack into the first of so many bytes; returns how many."""
+        if self.name in IN_PLACE:
+            made = RECIPES[self.name](*[arrays[c] for c in self.constants], **self.params, room=room)
+        else:
+            made = self.pack(arrays)
+            room[: made.nbytes] = made.reshape(-1).view(np.uint8)
+        return made.nbytes
+
     def to_json(self) -> list[Any]:
         return [self.name, list(self.constants), dict(self.params)]
 
@@ -71,3 +80,6 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         packing_split.span_table,
     )
 }
+
+IN_PLACE = {packing.winograd_weights.__name__}
+"""Recipes whose results are so large that they are made where they are to lie: their functions take `room`."""

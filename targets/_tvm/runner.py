@@ -62,10 +62,7 @@ def pack_parameters(described: Mapping[str, Any], graph: Graph) -> Array:
     """The parameters of a library as its kernels read them, from `kernels.json` and the integer graph."""
     params = aligned_array(described["params_bytes"])
     for offset, *recipe in described["constants"]:
-        packed = Recipe.from_json(recipe).pack(graph.consts)
-        params[offset : offset + packed.nbytes] = packed.reshape(-1).view(np.uint8)
-        if packed.nbytes >= _LARGE:
-            del packed
+        if Recipe.from_json(recipe).pack_into(graph.consts, params[offset:]) >= _LARGE:
             return_heap()
     return params
 

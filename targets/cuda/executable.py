@@ -81,8 +81,7 @@ class CudaExecutable:
         self._launches = [Launch.from_json(one) for one in described["launches"]]
         params = np.zeros(described["params_bytes"], dtype=np.uint8)
         for offset, *recipe in described["constants"]:
-            packed = Recipe.from_json(recipe).pack(graph.consts)
-            params[offset : offset + packed.nbytes] = packed.reshape(-1).view(np.uint8)
+            Recipe.from_json(recipe).pack_into(graph.consts, params[offset:])
         self._inputs = [(p.type.sample, storage(p.type.dtype)) for p in graph.inputs]
         shown = [graph.type_of(out.value) for out in graph.outputs]
         self._outputs = [(t.sample, storage(t.dtype)) for t in shown]

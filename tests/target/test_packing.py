@@ -34,6 +34,27 @@ def test_transformed_weights_lie_where_kernels_read_them(
         for i in range(inputs):
             expected[o // lanes, :, i // step, o % lanes, i % step] = u[:, o, i]
     np.testing.assert_array_equal(packed, expected)
+    room = np.full(packed.nbytes + 64, 3, dtype=np.uint8)
+    recipe = Recipe("winograd_weights", ("w",), {"m": m, "lanes": lanes, "width": width, "dtype": dtype})
+    assert recipe.pack_into({"w": w}, room) == packed.nbytes
+    assert room.tobytes() == packed.tobytes() + bytes([3] * 64)
+
+
+def test_a_small_result_is_copied_to_its_place() -> None:
+    room = np.zeros(12, dtype=np.uint8)
+    assert Recipe("vector", ("b",), {"size": 2}).pack_into({"b": np.array([1, -2], np.int32)}, room) == 8
+    assert room.tobytes() == np.array([1, -2, 0], np.int32).tobytes()
+
+
+def test_large_results_are_made_where_they_lie() -> None:
+    w = weights(512, 256)
+    recipe = Recipe("winograd_weights", ("w",), {"m": 4, "lanes": 8, "width": 256, "dtype": "int16"})
+    room = np.zeros(8 * w.nbytes, dtype=np.uint8)
+    tracemalloc.start()
+    recipe.pack_into({"w": w}, room)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * w.nbytes
 
 
 @pytest.mark.parametrize("m", [2, 4])
