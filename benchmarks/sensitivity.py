@@ -34,8 +34,9 @@ from qcompile.pm.work import WorkCache
 from qcompile.target.model import Target
 
 BITS, ACT_BITS = (3, 4, 5, 6, 7, 8), (4, 5, 6, 7, 8)
-UNLIMITED = 1e9
 ESTIMATORS = tuple(name for name in pipelines.SENSITIVITIES if name not in ("hvp", "pairs"))
+UNLIMITED = 1e9
+"""10¹² multiply-accumulates: every held-out sample is run, whatever it costs."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class CheckPrediction(Pass):
 
     Attributes:
         plans: how many.
-        samples: held-out samples, the first ones.
+        samples: most held-out samples, the first ones.
         teramacs: most multiply-accumulates of all plans, in 10¹²; large networks are run on fewer samples.
         least: fewest weight bits drawn: below it losses saturate, and such plans are of no use to anybody.
         batch: samples run at a time.

@@ -25,13 +25,16 @@ class Recipe:
     constants: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
 
+    def _made(self, arrays: Mapping[str, Array], **more: Array) -> Array:
+        return RECIPES[self.name](*[arrays[c] for c in self.constants], **self.params, **more)
+
     def pack(self, arrays: Mapping[str, Array]) -> Array:
-        return np.ascontiguousarray(RECIPES[self.name](*[arrays[c] for c in self.constants], **self.params))
+        return np.ascontiguousarray(self._made(arrays))
 
     def pack_into(self, arrays: Mapping[str, Array], room: Array) -> int:
         """Pack into the first of so many bytes; returns how many."""
         if self.name in IN_PLACE:
-            made = RECIPES[self.name](*[arrays[c] for c in self.constants], **self.params, room=room)
+            made = self._made(arrays, room=room)
         else:
             made = self.pack(arrays)
             room[: made.nbytes] = made.reshape(-1).view(np.uint8)
