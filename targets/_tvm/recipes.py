@@ -79,8 +79,8 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         packing_split.pair_rests,
         packing_split.pair_offsets,
         packing_split.pair_starts,
-        packing_split.span_weights,
-        packing_split.span_table,
+        packing_split.window_weights,
+        packing_split.window_table,
     )
 }
 

@@ -7,8 +7,9 @@ whose rests are not all zero, one list for every block of output channels.
 distribution; but where few inputs spread the weights, half of all steps have a rest in one of their 16 pairs.
 
 `WindowConv` brings the weights of every output channel into an order of their own, a shuffle of input bytes for every
-step, and has hardly any rests.  Half a span of inputs, two steps, is a window: where the four products of a pair of
-pairs fit 16 bits together in all lanes, they are added there, and widened once.
+step, and has hardly any rests.  Half a span of inputs, two steps, is a window: where the four products of every quad
+fit 16 bits together in all lanes, they are added there, and widened once.  Where both windows of a span fit, its inputs
+are read once for both.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ from targets._tvm.kernels.tiling import Tile
 from targets._tvm.packing import STEP
 from targets._tvm.packing_split import SPAN, WINDOW
 from targets.x86_64.isa import INT16_MAX, Avx2Saturating
+
+_LINE = 64
+"""Bytes of a line of the caches."""
+
+_TURNS = 4
+"""Tiles that share the next block's weights.  Each asking for all of them costs 3 % of the time where weights are near
+anyway; with fewer lines each, a second thread, which computes other tiles, would see too few."""
 
 
 class PairConv(DirectConv):
@@ -95,37 +103,53 @@ class WindowConv(PairConv):
     def _shared_blocks(self) -> int:
         return 1
 
+    def _plan_prefetch(self, size: int, number: Expr, tiles: int) -> None:
+        """All lines of the next block with every tile; where there are many, a quarter of them with each in turn."""
+        self._turns = _TURNS if tiles >= 2 * _TURNS else 1
+        part = -(-self.block_bytes // self._turns // _LINE) * _LINE
+        far = self.far and self.blocks > size
+        self._ahead = [self.b.let(self.block_bytes + number % self._turns * part)] if far else []
+
+    def _prefetch(self, block: Expr, window: Expr, count: int) -> None:
+        """What of the next block comes with so many windows of this one."""
+        size = self.block_bytes // self.windows
+        for ahead in self._ahead:
+            first = self.b.let(block + ahead + (window * size // self._turns))
+            for line in range(0, max(count * size // self._turns, _LINE), _LINE):
+                self.b.prefetch(self.weights, first + line)
+
     def _heads(self) -> Constant:
-        self.table = self.ctx.constant(self._packed("span_table", strides=self.strides))
-        return self._packed("span_weights")
+        self.table = self.ctx.constant(self._packed("window_table", strides=self.strides))
+        return self._packed("window_weights")
 
     def _tile(self, tile: Tile, block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
         b, accs, x0 = self.b, self._accumulators(tile, block), self._first_input(block, row, col)
-        entry = b.let(block * (1 + self.windows))
-        fitting, w0 = b.let(b.load(self.table, entry)), b.let(block * self.block_bytes)
-        for start, count, sums in ((const(0), fitting, True), (fitting, b.let(self.windows - fitting), False)):
-            with b.loop(count) as i:
-                window = b.let(start + i)
-                inputs = b.let(x0 + b.load(self.table, entry + 1 + window))
-                self._window(tile, accs[0], inputs, b.let(w0 + window * (4 * self.lanes * STEP)), sums)
+        entry, w0 = b.let(block * (2 + self.windows)), b.let(block * self.block_bytes)
+        spans, fitting = b.let(b.load(self.table, entry)), b.let(b.load(self.table, entry + 1))
+        places, in_spans = b.let(entry + 2), b.let(spans * 2)
+        for first, loops, size, sums in (
+            (const(0), spans, 2, True),
+            (in_spans, b.let(fitting - in_spans), 1, True),
+            (fitting, b.let(self.windows - fitting), 1, False),
+        ):
+            with b.loop(loops) as i:
+                window = b.let(first + i * size)
+                inputs = b.let(x0 + b.load(self.table, places + window))
+                weights = b.let(w0 + window * (4 * self.lanes * STEP))
+                self._prefetch(w0, window, size)
+                self._windows(tile, accs[0], inputs, weights, size, sums)
         self._finish(tile, accs, block, row, col, exact)
 
-    def _window(self, tile: Tile, accs: list[Expr], inputs: Expr, weights: Expr, sums: bool) -> None:
-        """One window into the accumulators of all pixels; with `sums` its steps are added in 16 bits."""
+    def _windows(self, tile: Tile, accs: list[Expr], inputs: Expr, weights: Expr, count: int, sums: bool) -> None:
+        """Windows of one span into the accumulators of all pixels; with `sums` their steps are added in 16 bits."""
         b, isa, size, wide = self.b, cast(Avx2Saturating, self.isa), self.lanes * STEP, vec("int32", self.lanes)
-        for ahead in (a + line for a in self._ahead for line in (0, 2 * size)):
-            b.prefetch(self.weights, weights + ahead)
-        order, w, more_order, more = (
-            b.let(reinterpret(wide, b.load(self.weights, weights + i * size, size))) for i in range(4)
-        )
+        loaded = [b.let(reinterpret(wide, b.load(self.weights, weights + i * size, size))) for i in range(4 * count)]
         for p, acc in enumerate(accs):
             span = b.let(b.load(self.source.buffer, inputs + self._offset(tile, p), SPAN))
             x = b.let(shuffle(span, span, list(range(SPAN)) * (size // SPAN)))
-            pairs = [isa.pairs(isa.shuffled(x, order), w), isa.pairs(isa.shuffled(x, more_order), more)]
-            if sums:
-                b.store(acc, 0, b.load(acc, 0) + isa.widened(pairs[0] + pairs[1]))
-            else:
-                for each in pairs:
+            for order, w, more_order, more in (loaded[i : i + 4] for i in range(0, len(loaded), 4)):
+                pairs = [isa.pairs(isa.shuffled(x, order), w), isa.pairs(isa.shuffled(x, more_order), more)]
+                for each in [pairs[0] + pairs[1]] if sums else pairs:
                     b.store(acc, 0, b.load(acc, 0) + isa.widened(each))
 
 

@@ -17,7 +17,7 @@ from qcompile.semantics import interp
 from targets._tvm.kernels import conv_direct, winograd
 from targets._tvm.kernels.winograd_form import F2, F4, Form
 from targets._tvm.packing import direct
-from targets._tvm.packing_split import span_table, span_weights
+from targets._tvm.packing_split import window_table, window_weights
 from targets.x86_64.conv_sums import longest_window
 
 
@@ -220,8 +220,8 @@ def test_windows_of_16_bits_at_their_bound(beyond: int, tmp_path: Path) -> None:
     # Half of these weights have each sign: pairs are of both, and four of one sign never meet.
     w[16, :4:2] -= beyond
     w[24:] = np.where(np.arange(16) % 4 == 0, 127, -1)[:, None, None]
-    table = span_table(w, most=128, strides=[0, 0], groups=1, lanes=8, merged=True)
-    assert list(table[:, 0]) == [2 - beyond, 2 - beyond, 2, 2]
+    table = window_table(w, most=128, strides=[0, 0], groups=1, lanes=8, merged=True)
+    assert [list(row) for row in table[:, :2]] == [[1 - beyond, 2 - beyond]] * 2 + [[1, 2]] * 2
     cases = extreme_case(w, 16, 5, 8, 1 << 18)
     rng = np.random.default_rng(0)
     patterns = [np.ones(16), np.arange(16) % 2, 1 - np.arange(16) % 2, np.arange(16) % 4 == 0]
@@ -245,8 +245,8 @@ def test_runs_that_end_in_one_window(channels: int, size: int, windows: int, tmp
     ]
     w = np.concatenate([np.stack(rows), rng.integers(-128, 128, (12, count))]).reshape(-1, size, size, channels)
     w = np.ascontiguousarray(w.transpose(0, 3, 1, 2)).astype(np.int8)
-    table = span_table(w, most=128, strides=[0, 0], groups=1, lanes=8, merged=True)
-    assert table.shape == (2, 1 + windows)
+    table = window_table(w, most=128, strides=[0, 0], groups=1, lanes=8, merged=True)
+    assert table.shape == (2, 2 + windows)
     cases = extreme_case(w, channels, 9, 8, 1 << 20)
     edge = np.arange(channels)[:, None, None] % 2 * 255
     inputs = np.stack([np.full((channels, 9, 9), 255), np.broadcast_to(edge, (channels, 9, 9))])
@@ -261,10 +261,10 @@ def test_windows_found_for_one_table_serve_only_the_other_of_the_same_weights() 
     rng = np.random.default_rng(0)
     layers = [rng.integers(-127, 128, (8, 32, 1, 1)).astype(np.int8) for _ in range(2)]
     shape = {"most": 128, "groups": 1, "lanes": 8, "merged": True}
-    alone = [(span_table(w.copy(), strides=[0, 0], **shape), span_weights(w.copy(), **shape)) for w in layers]
+    alone = [(window_table(w.copy(), strides=[0, 0], **shape), window_weights(w.copy(), **shape)) for w in layers]
     for first, second in ((0, 1), (1, 0), (0, 0)):
-        np.testing.assert_array_equal(span_table(layers[first], strides=[0, 0], **shape), alone[first][0])
-        np.testing.assert_array_equal(span_weights(layers[second], **shape), alone[second][1])
+        np.testing.assert_array_equal(window_table(layers[first], strides=[0, 0], **shape), alone[first][0])
+        np.testing.assert_array_equal(window_weights(layers[second], **shape), alone[second][1])
 
 
 def test_windows_of_odd_sizes(tmp_path: Path) -> None:
