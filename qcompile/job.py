@@ -20,18 +20,18 @@ from qcompile.artifact.copying import publish_copy
 from qcompile.compiler import Budgets, Compiler, Planned, Progress, stream
 from qcompile.data import Dataset, load_batches, split_holdout
 from qcompile.emission import Source, fingerprint, memory_plan, record_of, save
-from qcompile.errors import DeviceError, InfeasibleError, UsageError
+from qcompile.errors import InfeasibleError, UsageError
 from qcompile.ir import Array
 from qcompile.latency import Build, keep_latency, missed_by_stopwatch, slower_than_uniform
 from qcompile.planning import AXES
 from qcompile.pm.base import Batches
 from qcompile.pm.facts import Bits
 from qcompile.pm.instruments import Dump, Logging
-from qcompile.pm.registry import find_backend, find_target, host_features, shipped_costs
+from qcompile.pm.registry import backend_on, can_run, find_target, shipped_costs
 from qcompile.target.backend import Apart, Backend
 from qcompile.target.bench import conditions
 from qcompile.target.cost import CostCache
-from qcompile.target.device import Device, Portable
+from qcompile.target.device import Device
 from qcompile.target.model import Target
 from qcompile.target.program import Program
 from qcompile.target.table import MeasuredCosts, read_costs
@@ -389,18 +389,3 @@ def _outputs(artifact: Artifact, samples: Batches) -> dict[str, Array]:
     names = [port.name for port in artifact.graph.inputs]
     parts = [artifact.run({name: batch[name] for name in names}) for batch in samples()]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def backend_on(target: Target, device: Device | None) -> Backend:
-    """A target's code generator, measuring on a device.  Raises DeviceError where it cannot."""
-    backend = find_backend(target)
-    if device is None:
-        return backend
-    if not isinstance(backend, Portable):
-        raise DeviceError(f"{target.name} runs on this machine only", hint="leave --device out")
-    return backend.on(device)
-
-
-def can_run(target: Target) -> bool:
-    """Whether this machine has the instruction sets of a target."""
-    return host_features().issuperset(target.features)

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from qcompile.errors import InstallError, TargetError, UsageError
+from qcompile.errors import DeviceError, InstallError, TargetError, UsageError
 from qcompile.pm.base import Pass
+from qcompile.target.device import Device, Portable
 from qcompile.target.model import Target, host_architecture
 
 if TYPE_CHECKING:
@@ -88,6 +89,21 @@ def find_backend(target: Target) -> Backend:
     return backend
 
 
+def backend_on(target: Target, device: Device | None) -> Backend:
+    """A target's code generator, measuring on a device where one is named.
+
+    Raises:
+        DeviceError: the target's code cannot run elsewhere.
+        InstallError: as `find_backend`.
+    """
+    backend = find_backend(target)
+    if device is None:
+        return backend
+    if not isinstance(backend, Portable):
+        raise DeviceError(f"{target.name} runs on this machine only", hint="leave --device out")
+    return backend.on(device)
+
+
 def load_executable(target: Target, directory: Path, graph: Graph) -> Executable:
     """A built library, ready to run on this machine; without the code generator where the target allows it.
 
@@ -117,6 +133,11 @@ def host_target() -> Target:
             hint="name the target of the device you compile for; `reference` runs everywhere",
         )
     return max(able, key=lambda target: (target.peak_macs_per_second, len(target.features)))
+
+
+def can_run(target: Target) -> bool:
+    """Whether this machine has the instruction sets of a target."""
+    return host_features().issuperset(target.features)
 
 
 def host_features() -> frozenset[str]:

@@ -30,6 +30,8 @@ WINDOW = 8
 Runs of inputs are padded to a multiple of it, so their last span may be of one window.
 """
 
+_WEIGHTS_AT_ONCE = 1 << 18
+
 _Quad = tuple[int, int, int, int]
 
 _QUADS: dict[int, tuple[tuple[_Quad, ...], ...]] = {
@@ -61,6 +63,13 @@ def _places(quads: Sequence[_Quad]) -> list[int]:
     """The rank in every place of [windows, steps, quads of a window, 2]: a quad's outer ranks first, then its inner."""
     windows = (quads[i : i + 2] for i in range(0, len(quads), 2))
     return [quad[i] for window in windows for pair in ((0, 3), (1, 2)) for quad in window for i in pair]
+
+
+def _pieces(w: Array, groups: int, lanes: int, **shape: Any) -> list[Array]:
+    """The weights of a few blocks at a time, because packing takes nine times their memory; with several groups, whose
+    blocks read other inputs each, all at once."""
+    few = lanes * max(1, _WEIGHTS_AT_ONCE // (lanes * w[0].size)) if groups == 1 else len(w)
+    return [w[first : first + few] for first in range(0, len(w), few)]
 
 
 def _split(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[list[Array], list[Array]]:
@@ -113,13 +122,19 @@ def _excess(weights: Array, span: int, most: int) -> Array:
     return rest.reshape(weights.shape)
 
 
-def _rest_steps(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, tuple[Array, ...]]:
-    """int8[blocks, KH, runs, 2, steps of STEP bytes, lanes, STEP]; where in it steps with rests are, block by block."""
-    steps = _in_steps(_split(w, most, span, **shape)[1])
-    # Rests of different pairs may be neighbours in memory, whose sum is too much again.
-    again = _excess(steps, 2, most)
-    both = np.stack([steps - again, again], axis=3)
-    return both, tuple(np.nonzero(both.any(axis=(5, 6))))
+def _rest_steps(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, Array]:
+    """Steps with rests, block by block: int8[steps, lanes, STEP], and int[4, steps]: block, row, run, step."""
+    rests, places, blocks = [], [], 0
+    for piece in _pieces(w, **shape):
+        steps = _in_steps(_split(piece, most, span, **shape)[1])
+        # Rests of different pairs may be neighbours in memory, whose sum is too much again.
+        again = _excess(steps, 2, most)
+        both = np.stack([steps - again, again], axis=3)
+        block, row, run, part, step = np.nonzero(both.any(axis=(5, 6)))
+        rests.append(both[block, row, run, part, step])
+        places.append(np.stack([block + blocks, row, run, step]))
+        blocks += len(steps)
+    return np.concatenate(rests), np.concatenate(places, axis=1)
 
 
 def pair_heads(w: Array, **split: Any) -> Array:
@@ -129,8 +144,7 @@ def pair_heads(w: Array, **split: Any) -> Array:
 
 def pair_rests(w: Array, **split: Any) -> Array:
     """int8[steps with rests + 1, lanes, 4]: zeros last."""
-    steps, found = _rest_steps(w, **split)
-    return np.pad(steps[found], ((0, 1), (0, 0), (0, 0)))
+    return np.pad(_rest_steps(w, **split)[0], ((0, 1), (0, 0), (0, 0)))
 
 
 def pair_offsets(w: Array, strides: Sequence[int], **split: Any) -> Array:
@@ -138,14 +152,14 @@ def pair_offsets(w: Array, strides: Sequence[int], **split: Any) -> Array:
 
     `strides`: bytes from one kernel row, and run, to the next.
     """
-    _, row, run, _, step = _rest_steps(w, **split)[1]
+    _, row, run, step = _rest_steps(w, **split)[1]
     return np.pad(row * strides[0] + run * strides[1] + step * STEP, (0, 1)).astype(np.int32)
 
 
-def pair_starts(w: Array, **split: Any) -> Array:
+def pair_starts(w: Array, lanes: int, **split: Any) -> Array:
     """int32[blocks + 1]: where the steps of a block begin in `pair_rests`."""
-    steps, found = _rest_steps(w, **split)
-    return np.searchsorted(found[0], np.arange(len(steps) + 1)).astype(np.int32)
+    blocks = _rest_steps(w, lanes=lanes, **split)[1][0]
+    return np.searchsorted(blocks, np.arange(-(-len(w) // lanes) + 1)).astype(np.int32)
 
 
 _Windows = tuple[Array, Array, Array]
@@ -176,16 +190,15 @@ def _arranged(heads: Array, most: int) -> tuple[Array, Array]:
     span = heads.shape[-1]
     keys = _keys(heads, span).reshape(-1, span)
     ranked = np.ascontiguousarray((keys >> 4).T)
-    ways = _QUADS[span]
-    fits = np.zeros((span // WINDOW, len(keys)), dtype=bool)
-    way, todo = np.zeros(len(keys), dtype=np.intp), np.arange(len(keys))
-    for number, quads in enumerate(ways):
-        found = _fitting(ranked[:, todo], quads, most)
-        better = found.sum(axis=0) > fits[:, todo].sum(axis=0)
-        way[todo[better]] = number
-        fits[:, todo[better]] = found[:, better]
+    first, *others = _QUADS[span]
+    placed, fits, todo = keys[:, _places(first)], _fitting(ranked, first, most), np.arange(len(keys))
+    for quads in others:
         todo = todo[~fits[:, todo].all(axis=0)]
-    placed = np.take_along_axis(keys, np.array([_places(quads) for quads in ways])[way], axis=1)
+        found = _fitting(ranked[:, todo], quads, most)
+        is_better = found.sum(axis=0) > fits[:, todo].sum(axis=0)
+        better = todo[is_better]
+        fits[:, better] = found[:, is_better]
+        placed[better] = keys[better][:, _places(quads)]
     return placed.reshape(heads.shape), fits.T.reshape(*heads.shape[:-1], -1)
 
 
@@ -204,15 +217,21 @@ def _fitting(ranked: Array, quads: Sequence[_Quad], most: int) -> Array:
     return windows
 
 
-def _found_windows(w: Array, most: int, **shape: Any) -> _Windows:
+def _found_windows(w: Array, **shape: Any) -> _Windows:
     """The windows of every block: first both of a span, one behind the other, where the four products of every quad
     always fit 16 bits together; then single windows that fit; then the others.
 
     Returns:
-        keys: int16[blocks, windows, 2 steps, lanes, 4], as of `_keys`.
+        packed: `window_weights`.
         numbers: int[blocks, windows], of the window in (KH, runs, windows of a run).
         counts: int[blocks, 2], how many spans fit as a whole, and how many windows fit, with those of whole spans.
     """
+    found = [_windows_of_blocks(piece, **shape) for piece in _pieces(w, **shape)]
+    packed, numbers, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return packed, numbers, counts
+
+
+def _windows_of_blocks(w: Array, most: int, **shape: Any) -> _Windows:
     heads = _split(w, most, SPAN, **shape)[0]
     blocks, lanes, parts, ranks = heads[0].shape[0], heads[0].shape[4], [], []
     for part in heads:
@@ -225,14 +244,16 @@ def _found_windows(w: Array, most: int, **shape: Any) -> _Windows:
     rank = _joined(ranks).reshape(blocks, -1)
     order = np.argsort(rank, axis=1, kind="stable")
     counts = np.stack([(rank == 0).sum(axis=1) // 2, (rank < 2).sum(axis=1)], axis=1)
-    steps = _joined(parts).reshape(blocks, -1, 2, lanes, STEP)
-    return steps[np.arange(blocks)[:, None], order], order, counts
+    steps = _joined(parts).reshape(blocks, -1, 2, lanes, STEP)[np.arange(blocks)[:, None], order]
+    return np.stack([steps & SPAN - 1, steps >> 4], axis=3).astype(np.int8), order, counts
 
 
-def window_weights(w: Array, most: int, **shape: Any) -> Array:
-    """int8[blocks, windows, 2 steps, 2, lanes, 4]: the number of each input in its span, then the weights."""
-    keys = _windows(w, most=most, **shape)[0]
-    return np.stack([keys & SPAN - 1, keys >> 4], axis=3).astype(np.int8)
+def window_weights(w: Array, **shape: Any) -> Array:
+    """int8[blocks, windows, 2 steps, 2, lanes, 4]: the number of each input in its span, then the weights.
+
+    Arguments as of `_split`.
+    """
+    return _windows(w, **shape)[0]
 
 
 def window_table(w: Array, most: int, strides: Sequence[int], **shape: Any) -> Array:
@@ -242,7 +263,7 @@ def window_table(w: Array, most: int, strides: Sequence[int], **shape: Any) -> A
     `strides`: bytes from one kernel row, and run, to the next.
     """
     _, numbers, counts = _windows(w, most=most, **shape)
-    _, rows, runs, windows = direct(w, **shape, step=WINDOW).shape[:4]
+    rows, runs, windows = direct(_pieces(w, **shape)[0], **shape, step=WINDOW).shape[1:4]
     row, run, window = np.unravel_index(numbers, (rows, runs, windows))
     places = row * strides[0] + run * strides[1] + window // (SPAN // WINDOW) * SPAN
     return np.concatenate([counts, places], axis=1).astype(np.int32)
