@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from targets._tvm import packing_split
 from targets._tvm.packing_split import _QUADS, SPAN, WINDOW, pair_rests, window_table, window_weights
 
 MOST = 128
@@ -67,3 +68,24 @@ def test_most_spans_of_normal_weights_fit() -> None:
     table = window_table(w, most=MOST, strides=[0, 0], **SHAPE)
     assert table[:, 0].mean() > 0.5 * 16
     assert table[:, 1].mean() > 0.65 * 32
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_few_blocks_at_a_time_are_packed_as_all_at_once(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    w = np.clip(np.rint(rng.normal(0, 120, (44, 20, 3, 3))), -128, 127).astype(np.int8)
+    shape = {"most": MOST, "groups": groups, "lanes": 8 if groups == 1 else 2, "merged": False}
+    recipes = [
+        lambda w: window_table(w, strides=[500, 20], **shape),
+        lambda w: window_weights(w, **shape),
+        lambda w: pair_rests(w, span=SPAN, **shape),
+        lambda w: packing_split.pair_offsets(w, span=SPAN, strides=[500, 20], **shape),
+        lambda w: packing_split.pair_starts(w, span=SPAN, **shape),
+    ]
+    whole = [recipe(w.copy()) for recipe in recipes]
+    assert len(whole[2]) > len(w)
+    monkeypatch.setattr(packing_split, "_WEIGHTS_AT_ONCE", 3 * 8 * 20 * 9)
+    for recipe, expected in zip(recipes, whole, strict=True):
+        found = recipe(w.copy())
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
