@@ -31,8 +31,10 @@ Runs of inputs are padded to a multiple of it, so their last span may be of one 
 """
 
 _WEIGHTS_AT_ONCE = 1 << 18
+"""Packing takes nine bytes for each of them."""
 
 _Quad = tuple[int, int, int, int]
+"""Ranks of the weights of a sum of four products, in ascending order."""
 
 _QUADS: dict[int, tuple[tuple[_Quad, ...], ...]] = {
     SPAN: (
@@ -66,8 +68,7 @@ def _places(quads: Sequence[_Quad]) -> list[int]:
 
 
 def _pieces(w: Array, groups: int, lanes: int, **shape: Any) -> list[Array]:
-    """The weights of a few blocks at a time, because packing takes nine times their memory; with several groups, whose
-    blocks read other inputs each, all at once."""
+    """The weights of a few blocks at a time; with several groups, whose blocks read other inputs each, all at once."""
     few = lanes * max(1, _WEIGHTS_AT_ONCE // (lanes * w[0].size)) if groups == 1 else len(w)
     return [w[first : first + few] for first in range(0, len(w), few)]
 
@@ -232,6 +233,7 @@ def _found_windows(w: Array, **shape: Any) -> _Windows:
 
 
 def _windows_of_blocks(w: Array, most: int, **shape: Any) -> _Windows:
+    """`_found_windows` of one piece."""
     heads = _split(w, most, SPAN, **shape)[0]
     blocks, lanes, parts, ranks = heads[0].shape[0], heads[0].shape[4], [], []
     for part in heads:

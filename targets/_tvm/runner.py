@@ -60,9 +60,13 @@ def pointer(array: Array) -> ctypes.c_void_p:
 
 def pack_parameters(described: Mapping[str, Any], graph: Graph) -> Array:
     """The parameters of a library as its kernels read them, from `kernels.json` and the integer graph."""
-    params = aligned_array(described["params_bytes"])
-    for offset, *recipe in described["constants"]:
-        if Recipe.from_json(recipe).pack_into(graph.consts, params[offset:]) >= _LARGE:
+    params, arrays = aligned_array(described["params_bytes"]), dict[str, Array]()
+    for offset, *fields in described["constants"]:
+        recipe = Recipe.from_json(fields)
+        # A loaded graph reads, decodes and hashes a constant whenever it is asked for it, and makes a new array;
+        # recipes that share one follow each other.
+        arrays = {name: arrays[name] if name in arrays else graph.consts[name] for name in recipe.constants}
+        if recipe.pack_into(arrays, params[offset:]) >= _LARGE:
             return_heap()
     return params
 

@@ -86,9 +86,16 @@ class WindowConv(PairConv):
     """The generator; `ctx.isa` is `Avx2Saturating`.
 
     Every block has an order of its own, so a tile is of one block.
+
+    Attributes:
+        window_bytes: weights and shuffles of a window.
     """
 
     step, span = WINDOW, SPAN
+
+    @property
+    def window_bytes(self) -> int:
+        return 2 * WINDOW * self.lanes
 
     @property
     def windows(self) -> int:
@@ -98,7 +105,7 @@ class WindowConv(PairConv):
     @property
     def block_bytes(self) -> int:
         """Weights and shuffles."""
-        return 2 * super().block_bytes
+        return self.windows * self.window_bytes
 
     def _shared_blocks(self) -> int:
         return 1
@@ -112,10 +119,9 @@ class WindowConv(PairConv):
 
     def _prefetch(self, block: Expr, window: Expr, count: int) -> None:
         """What of the next block comes with so many windows of this one."""
-        size = self.block_bytes // self.windows
         for ahead in self._ahead:
-            first = self.b.let(block + ahead + (window * size // self._turns))
-            for line in range(0, max(count * size // self._turns, _LINE), _LINE):
+            first = self.b.let(block + ahead + (window * self.window_bytes // self._turns))
+            for line in range(0, max(count * self.window_bytes // self._turns, _LINE), _LINE):
                 self.b.prefetch(self.weights, first + line)
 
     def _heads(self) -> Constant:
@@ -135,7 +141,7 @@ class WindowConv(PairConv):
             with b.loop(loops) as i:
                 window = b.let(first + i * size)
                 inputs = b.let(x0 + b.load(self.table, places + window))
-                weights = b.let(w0 + window * (4 * self.lanes * STEP))
+                weights = b.let(w0 + window * self.window_bytes)
                 self._prefetch(w0, window, size)
                 self._windows(tile, accs[0], inputs, weights, size, sums)
         self._finish(tile, accs, block, row, col, exact)

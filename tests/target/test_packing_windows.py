@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +14,8 @@ from hypothesis.extra.numpy import arrays
 
 from targets._tvm import packing_split
 from targets._tvm.packing_split import _QUADS, SPAN, WINDOW, pair_rests, window_table, window_weights
+from targets._tvm.recipes import Recipe
+from targets._tvm.runner import pack_parameters
 
 MOST = 128
 SHAPE = {"groups": 1, "lanes": 8, "merged": True}
@@ -89,3 +95,39 @@ def test_a_few_blocks_at_a_time_are_packed_as_all_at_once(groups: int, monkeypat
         found = recipe(w.copy())
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
+
+
+def test_what_shares_weights_is_read_and_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constants of a loaded graph are another array each time they are asked for."""
+    rng = np.random.default_rng(2)
+    known = {name: rng.integers(-127, 128, (8, 40, 1, 1)).astype(np.int8) for name in ("v", "w")}
+    reads, searches = Counter[str](), Counter[int]()
+
+    class Stored(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            reads[name] += 1
+            return known[name].copy()
+
+    search = packing_split._found_windows
+
+    def counted(w: np.ndarray, **shape: Any) -> Any:
+        searches[w.tobytes().__hash__()] += 1
+        return search(w, **shape)
+
+    monkeypatch.setattr(packing_split, "_found_windows", counted)
+    recipes = [
+        Recipe(name, (weights,), {"most": MOST, **SHAPE, **more})
+        for weights in known
+        for name, more in (("window_table", {"strides": [0, 0]}), ("window_weights", {}))
+    ]
+    expected = [recipe.pack({name: array.copy() for name, array in known.items()}) for recipe in recipes]
+    searches.clear()
+    offsets = np.cumsum([0, *[made.nbytes for made in expected]])
+    described = {
+        "params_bytes": int(offsets[-1]),
+        "constants": [[int(at), *recipe.to_json()] for at, recipe in zip(offsets, recipes, strict=False)],
+    }
+    params = pack_parameters(described, SimpleNamespace(consts=Stored()))
+    assert params.tobytes() == b"".join(made.tobytes() for made in expected)
+    assert reads == {"v": 1, "w": 1}
+    assert list(searches.values()) == [1, 1]
