@@ -26,14 +26,20 @@ from qcompile.ir import Graph, verify
 from qcompile.ir.text import from_text
 
 
-def load(path: str | Path) -> Artifact:
+def load(path: str | Path, threads: int | None = None) -> Artifact:
     """The artifact in a folder.  Its library is code: load only artifacts you trust.
 
+    Args:
+        path: of the folder.
+        threads: that share its work on this machine; by default as many as it was compiled for.
+
     Raises:
-        UsageError: there is no such folder.
+        UsageError: there is no such folder, or a number of threads below 1.
         ArtifactError: damaged, incomplete, or of another format version.
     """
     folder = Path(path)
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, not {threads}")
     if not folder.is_dir():
         raise UsageError(f"no such artifact: {folder}", hint="an artifact is a folder such as model.qc")
     try:
@@ -55,7 +61,8 @@ def load(path: str | Path) -> Artifact:
         raise ArtifactError(f"{folder}: {error.message}", hint=error.hint) from error
     except (KeyError, ValueError) as error:
         raise ArtifactError(f"{folder}: a file is missing or cannot be understood: {error}") from error
-    return Artifact(folder, manifest, graph, plan, inputs, outputs)
+    shared = manifest.record.threads if threads is None else threads
+    return Artifact(folder, manifest, graph, plan, inputs, outputs, threads=shared)
 
 
 def _checked_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from qcompile.errors import ArtifactError, DeviceError, VerificationError
 from qcompile.ir import Array, Graph, Grid, Input, Output
 from qcompile.semantics import interp
 from qcompile.semantics.grids import dequantize, quantize
-from qcompile.target.backend import Backend, Executable, Quantizing
+from qcompile.target.backend import Backend, Executable, Quantizing, Threaded
 from qcompile.target.device import Device, Portable
 from qcompile.target.model import Target, host_architecture
 
@@ -38,6 +38,7 @@ class Artifact:
         plan: `plan.json`; `bits` maps each layer to (weight bits, activation bits).
         golden_inputs, golden_outputs: integer arrays (n, …) by name.
         device: where it runs; None is this machine.
+        threads: that share its loops on this machine, where its target can share them.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Artifact:
     golden_inputs: Mapping[str, Array]
     golden_outputs: Mapping[str, Array]
     device: Device | None = None
+    threads: int = 1
 
     def on(self, device: Device | None) -> Artifact:
         """The same artifact on another device.  Raises DeviceError where its target knows no other."""
@@ -92,6 +94,8 @@ class Artifact:
                 hint="run it on a machine that has them, or compile for another target: qcompile targets",
             )
         loaded: Executable = _registry().load_executable(self.target, self.library, self.graph)
+        if isinstance(loaded, Threaded):
+            loaded.use_threads(self.threads)
         return loaded
 
     @cached_property

@@ -62,6 +62,14 @@ class Quantizing(Protocol):
 
 
 @runtime_checkable
+class Threaded(Protocol):
+    """An executable that shares its work among threads of this process."""
+
+    def use_threads(self, threads: int) -> None:
+        """Run on so many threads from now on; at first on one."""
+
+
+@runtime_checkable
 class Estimating(Protocol):
     """A backend that knows more of its kernels than a roofline does, for where nothing can be measured."""
 

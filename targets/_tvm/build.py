@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import tvm
 import tvm_ffi
 from tvm.tirx import transform
 
-from qcompile.errors import InternalError, TargetError
-from targets._tvm.cross import find_linker
+from qcompile.errors import InternalError
+from targets._tvm.cross import find_linker, run_compiler
 from targets._tvm.float_scan import tir_float_operations
 
 _PASSES = (
@@ -120,11 +119,7 @@ def link(objects: Sequence[bytes], output: Path, options: Mapping[str, str]) -> 
         exports.write_text(_EXPORTS)
         flags = ["-shared", "-fPIC", "-nostartfiles", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack"]
         flags += ["-Wl,--gc-sections", f"-Wl,--version-script={exports}"]
-        done = subprocess.run(
+        run_compiler(
             [*linker, *flags, "-o", str(output), *paths, *options.get("link_flags", "").split()],
-            capture_output=True,
-            text=True,
-            check=False,
+            f"the library {output.name}",
         )
-    if done.returncode:
-        raise TargetError(f"linking failed: {done.stderr.strip()[-2000:]}")

@@ -23,6 +23,7 @@ from targets._tvm.kernels import conv_direct, depthwise, generic, winograd
 from targets._tvm.kernels.winograd_form import Form
 from targets._tvm.rpc_backend import RpcBackend
 from targets._tvm.runner import ENTRY, LIBRARY, LibraryExecutable
+from targets._tvm.threads import write_threads
 
 Generator = Callable[[Context], Emitted]
 Legal = Callable[[Context], bool]
@@ -96,6 +97,7 @@ class CpuBackend:
         assembled = self._assemble(program)
         library.write_library(assembled, self.options, directory)
         host.write_boundary(self.options, directory)
+        write_threads(self.options, directory)
         return {
             "compiler": build.compiler_version(),
             "target": str(build.target_of(self.options)),

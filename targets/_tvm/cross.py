@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from qcompile.errors import TargetError
 
@@ -37,6 +38,13 @@ def find_linker(options: Mapping[str, str]) -> list[str]:
         f"no linker for {options.get('mtriple', 'this machine')} here: looked for {', '.join(names)}",
         hint=options.get("linker_hint", "install a C compiler for the target (gcc or clang)"),
     )
+
+
+def run_compiler(command: Sequence[str], what: str) -> None:
+    """Run a C compiler or linker; TargetError says what failed to be made of `what`, and what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TargetError(f"{what} does not compile with {command[0]}: {done.stderr.strip()[-1500:]}")
 
 
 def toolchain(options: Mapping[str, str]) -> str:

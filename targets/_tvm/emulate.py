@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from qcompile.errors import DeviceError, TargetError
+from qcompile.errors import DeviceError
 from qcompile.ir import Array, Graph, storage
 from qcompile.target.backend import Measurement
 from qcompile.target.cost import cache_directory
-from targets._tvm.cross import find_emulator, find_linker
+from targets._tvm.cross import find_emulator, find_linker, run_compiler
 from targets._tvm.runner import DESCRIPTION, ENTRY, LIBRARY, pack_parameters
 
 _SOURCE = Path(__file__).parent / "driver" / "driver.c"
@@ -136,10 +136,6 @@ def _build_driver(options: Mapping[str, str], entry: str, arguments: int) -> Pat
     with TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / "driver"
         defined = [f'-DENTRY="{entry}"', f"-DARGUMENTS={arguments}", f"-DCALL={called}"]
-        done = subprocess.run(
-            [*command, *defined, str(_SOURCE), "-lgcc", "-o", str(built)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise TargetError(f"the driver does not compile with {command[0]}: {done.stderr.strip()[-1500:]}")
+        run_compiler([*command, *defined, str(_SOURCE), "-lgcc", "-o", str(built)], "the emulator's driver")
         os.replace(built, path)
     return path

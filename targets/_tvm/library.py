@@ -5,7 +5,7 @@ them in order.
 
 Every parameter is a pointer; `params` is the packed blob, `arena` the working memory.  Nothing else is
 needed: no allocation, no packed call.  Loops worth sharing go through the pointer
-`__TVMBackendParallelLaunch`.
+`__TVMBackendParallelLaunch`, which `targets._tvm.threads` sets.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from targets._tvm.builder import Builder
 from targets._tvm.context import Argument, Constant, Emitted, Scratch, Value
 from targets._tvm.recipes import Recipe
 from targets._tvm.runner import DESCRIPTION, ENTRY, LIBRARY, SLACK, aligned
+from targets._tvm.threads import write_threads
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ def build_bench(emitted: Sequence[Emitted], options: Mapping[str, str], director
         callers.append(b.function(f"bench{i}"))
     codes = compile_functions([*table.functions, *callers], options)
     link([code.object for code in codes], directory / LIBRARY, options)
+    write_threads(options, directory)
     return Bench(directory / LIBRARY, tuple(f"bench{i}" for i in range(len(emitted))))
 
 

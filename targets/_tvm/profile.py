@@ -23,8 +23,8 @@ from qcompile.target.clock import probe
 from qcompile.target.program import Kernel, Program
 from targets._tvm.context import Constant, Emitted
 from targets._tvm.library import Bench, build_bench, value_bytes
-from targets._tvm.pool import set_threads
 from targets._tvm.runner import SLACK, aligned, aligned_array, open_library, pointer
+from targets._tvm.threads import set_threads
 
 ROUNDS, MOST_ROUNDS = 3, 10
 """Turns of a kernel, some time apart: what disturbs one turn is over by the next.  On a busy machine there are more."""
@@ -49,10 +49,10 @@ def measure_kernels(
     """
     if not works:
         return []
-    set_threads(threads)
     with TemporaryDirectory() as folder:
         bench = build([e for _, _, e in works], options, Path(folder))
         library = open_library(bench.library)
+        set_threads(threads)
         calls = [_Call.of(getattr(library, s), *work) for s, work in zip(bench.symbols, works, strict=True)]
         return quickest_turns([partial(call.time, threads) for call in calls])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -46,12 +47,16 @@ class Recipe:
     @staticmethod
     def from_json(described: Sequence[Any]) -> Recipe:
         """Raises ArtifactError for a recipe of another version; a function whose bytes change gets another name."""
-        if described[0] not in RECIPES:
+        name, constants, params = described
+        try:
+            signature(RECIPES[name]).bind(*constants, **params)
+        except (KeyError, TypeError):
+            given = ", ".join([f"{len(constants)} arrays", *params])
             raise ArtifactError(
-                f"another version of qcompile wrote this library: its parameters are packed by {described[0]!r}",
+                f"another version of qcompile wrote this library: its parameters are packed by {name}({given})",
                 hint="compile the model again",
-            )
-        return Recipe(described[0], tuple(described[1]), described[2])
+            ) from None
+        return Recipe(name, tuple(constants), params)
 
 
 RECIPES: Mapping[str, Callable[..., Array]] = {

@@ -16,10 +16,10 @@ import numpy as np
 from qcompile.ir import Array, Graph, Grid, storage
 from qcompile.target.backend import Measurement, enough_runs
 from qcompile.target.clock import probe
-from targets._tvm.pool import launcher, set_threads
 from targets._tvm.quantizer import BOUNDARY, NativeQuantizer, address
 from targets._tvm.recipes import Recipe
 from targets._tvm.shared_object import open_shared_object
+from targets._tvm.threads import connect, set_threads
 
 ENTRY = "qcompile_run"
 LIBRARY = "library.so"
@@ -33,13 +33,9 @@ _LARGE = 1 << 18
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """Load a library and connect its parallel loops to TVM's thread pool."""
+    """Load a library and connect its shared loops to this process's threads."""
     library = open_shared_object(path)
-    try:
-        hook = ctypes.c_void_p.in_dll(library, "__TVMBackendParallelLaunch")
-    except ValueError:
-        return library
-    hook.value = launcher()
+    connect(library, path.parent)
     return library
 
 
@@ -101,8 +97,13 @@ class LibraryExecutable:
         self._params_at, self._arena_at = address(self._params), address(self._arena)
         boundary = directory / BOUNDARY
         self._quantizer = NativeQuantizer(boundary) if boundary.exists() else None
+        self._threads = 1
+
+    def use_threads(self, threads: int) -> None:
+        self._threads = threads
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
+        set_threads(self._threads)
         batch = len(inputs[0])
         ready = [
             np.ascontiguousarray(x, dtype=dtype).reshape(batch, *shape)

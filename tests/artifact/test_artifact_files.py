@@ -44,6 +44,7 @@ def test_round_trip(tmp_path: Path, write: Write, graph: Graph, record: artifact
     assert loaded.manifest.record == record
     assert loaded.graph.content_hash == graph.content_hash
     assert loaded.bits == {"conv": (4, 8)}
+    assert loaded.threads == record.threads
     assert sorted(manifest.files) == FILES
     assert manifest.weight_bytes == -(-5 * 3 * 9 * 4 // 8)
     assert manifest.parameter_bytes == (tmp_path / "m.qc" / "parameters.bin").stat().st_size

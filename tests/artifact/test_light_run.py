@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import qcompile
 from qcompile.artifact import Artifact, load
-from qcompile.errors import DataError
+from qcompile.errors import DataError, UsageError
 
 DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits_resnet"
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,8 +22,9 @@ import sys, numpy as np
 from qcompile.artifact import load
 net = load(sys.argv[1])
 net.run({p.name: np.zeros((2, *p.type.sample), np.float32) for p in net.graph.inputs})
-net.executable.measure(1, 20)
-print(sorted({"tvm", "tvm_ffi", "torch", "onnx"} & set(sys.modules)))
+net.executable.measure(2, 20)
+mapped = open("/proc/self/maps").read()
+print(sorted(name for name in ("tvm", "torch", "onnx") if name in sys.modules or f"lib{name}" in mapped))
 """
 
 
@@ -37,6 +39,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def test_running_imports_no_compiler(built: Artifact) -> None:
     done = subprocess.run([sys.executable, "-c", _RUN, str(built.path)], capture_output=True, text=True, cwd=ROOT)
     assert (done.stdout, done.stderr, done.returncode) == ("[]\n", "", 0)
+
+
+def test_an_artifact_runs_on_as_many_threads_as_it_was_compiled_for(built: Artifact) -> None:
+    (port,) = built.graph.inputs
+    x = {port.name: np.random.default_rng(1).standard_normal((2, *port.type.sample)).astype(np.float32)}
+    assert built.threads == built.manifest.record.threads == 1
+    for net, threads in ((built, 1), (load(built.path, threads=3), 3)):
+        executable: Any = net.executable
+        assert executable._threads == threads
+        for name, y in net.run(x).items():
+            assert np.array_equal(y, built.run(x)[name])
+    with pytest.raises(UsageError, match="at least 1, not 0"):
+        load(built.path, threads=0)
 
 
 def test_the_manifest_says_how_much_memory_it_works_in(built: Artifact) -> None:

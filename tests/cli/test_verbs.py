@@ -334,7 +334,8 @@ def test_run(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     graph = SimpleNamespace(inputs=(Input("input", TensorType((BATCH, 2), "f32")),))
     fake = SimpleNamespace(graph=graph, run=lambda inputs: {"y": inputs["input"].sum(axis=1, keepdims=True)})
-    monkeypatch.setattr(artifact, "load", lambda path: fake)
+    shared: list[int | None] = []
+    monkeypatch.setattr(artifact, "load", lambda path, threads: shared.append(threads) or fake)
     x = np.random.default_rng(0).normal(size=(70, 2)).astype(np.float32)
     np.savez("d.npz", input=x, labels=np.arange(70))
     code, out, _ = qcompile("run", "a.qc", "--data", "d.npz", "-o", "y.npz", "--json")
@@ -344,8 +345,9 @@ def test_run(qcompile: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with np.load("y.npz") as z:
         np.testing.assert_allclose(z["y"][:, 0], x.sum(axis=1), rtol=1e-6)
     first = Path("y.npz").read_bytes()
-    qcompile("run", "a.qc", "--data", "d.npz", "-o", "y.npz")
+    qcompile("run", "a.qc", "--data", "d.npz", "-o", "y.npz", "--threads", "3")
     assert Path("y.npz").read_bytes() == first
+    assert shared == [None, 3]
     np.savez("bad.npz", other=x)
     code, out, err = qcompile("run", "a.qc", "--data", "bad.npz", "-o", "z.npz")
     assert (code, out) == (2, "")

@@ -18,7 +18,7 @@ from qcompile.ir import Array
 from qcompile.semantics import interp
 from targets._tvm.cpu import CpuBackend
 from targets._tvm.kernels import winograd
-from targets._tvm.pool import launcher, set_threads
+from targets._tvm.threads import HOOK, launcher
 
 
 class Group(ctypes.Structure):
@@ -40,7 +40,7 @@ def sharing(name: str) -> CpuBackend:
 
 
 def differing(backend: CpuBackend, cases: Cases, variant: str, folder: Path) -> dict[str, list[str]]:
-    """Outputs that are wrong, by number of tasks; "pool": on two threads at once."""
+    """Outputs that are wrong, by number of tasks; "team": on two threads at once."""
     graph = cases.graph()
     inputs = samples(graph)
     expected = interp.run(graph, inputs)
@@ -49,7 +49,7 @@ def differing(backend: CpuBackend, cases: Cases, variant: str, folder: Path) -> 
     program = replace(planned, kernels=tuple(replace(k, variant=choice[k.name]) for k in planned.kernels))
     backend.build(program, folder)
     executable: Any = backend.load(folder, graph)
-    hook = ctypes.c_void_p.in_dll(executable._library, "__TVMBackendParallelLaunch")
+    hook = ctypes.c_void_p.in_dll(executable._library, HOOK)
     launches: list[int] = []
 
     def wrong() -> list[str]:
@@ -72,20 +72,36 @@ def differing(backend: CpuBackend, cases: Cases, variant: str, folder: Path) -> 
         hook.value = ctypes.cast(call, ctypes.c_void_p).value
         found[str(tasks)] = wrong()
     hook.value = launcher()
-    set_threads(2)
-    found["pool"] = [name for _ in range(5) for name in wrong()]
-    set_threads(1)
+    executable.use_threads(2)
+    found["team"] = [name for _ in range(5) for name in wrong()]
+    executable.use_threads(1)
     assert launches
     return {tasks: names for tasks, names in found.items() if names}
 
 
-@pytest.mark.parametrize("family", ["dense", "fused", "pool"])
-def test_any_number_of_tasks(family: str, tmp_path: Path) -> None:
+TARGETS = pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+
+
+@pytest.mark.parametrize(
+    ("family", "target"), [("dense", "x86-vnni"), ("fused", "x86-vnni"), ("pool", "x86-vnni"), ("pool", "x86-avx2")]
+)
+def test_any_number_of_tasks(family: str, target: str, tmp_path: Path) -> None:
     cases = Cases()
     FAMILIES[family](cases)
-    assert differing(sharing("x86-vnni"), cases, "preferred", tmp_path) == {}
+    assert differing(sharing(target), cases, "preferred", tmp_path) == {}
 
 
+@pytest.mark.parametrize("variant", ["maddubs", "maddubs-windows", "maddubs-split", "maddubs-halves", "madd"])
+def test_direct_kernels_of_avx2(variant: str, tmp_path: Path) -> None:
+    cases = Cases()
+    bits = 5 if variant == "maddubs" else 8
+    for channels, out, size, kernel in ((32, 48, (9, 10), 3), (16, 24, (17, 4), 1)):
+        x, pad = cases.image(channels, *size, dtype="u8"), (kernel // 2,) * 4
+        cases.show(cases.requant(cases.conv(x, out, (kernel, kernel), bits=bits, pad=pad), reach=1 << 17))
+    assert differing(sharing("x86-avx2"), cases, variant, tmp_path) == {}
+
+
+@TARGETS
 @pytest.mark.parametrize(
     ("variant", "act", "bits", "constants"),
     [
@@ -98,7 +114,13 @@ def test_any_number_of_tasks(family: str, tmp_path: Path) -> None:
     ],
 )
 def test_winograd_by_rows_by_blocks_and_in_strips(
-    variant: str, act: int, bits: int, constants: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str,
+    act: int,
+    bits: int,
+    constants: dict[str, int],
+    target: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in constants.items():
         monkeypatch.setattr(winograd, name, value)
@@ -109,4 +131,4 @@ def test_winograd_by_rows_by_blocks_and_in_strips(
         y = cases.requant(y, r, reach=1 << 17, zeros=(0, 7), zp=3)
         # Its halo is read.
         cases.show(cases.requant(cases.conv(y, 16, (3, 3), pad=(1, 1, 1, 1), pad_value=5), reach=1 << 19))
-    assert differing(sharing("x86-vnni"), cases, variant, tmp_path) == {}
+    assert differing(sharing(target), cases, variant, tmp_path) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import tracemalloc
 
 import numpy as np
@@ -101,5 +102,12 @@ def test_a_c_library_that_cannot_return_memory_is_left_alone(monkeypatch: pytest
 
 
 def test_a_library_packed_by_another_version_is_refused() -> None:
-    with pytest.raises(ArtifactError, match="parameters are packed by 'panels'"):
-        Recipe.from_json(["panels", [], {}])
+    known = ["plain", ["w"], {"dtype": "int8"}]
+    assert Recipe.from_json(known).to_json() == known
+    for name, constants, params, shown in (
+        ("panels", [], {}, "panels(0 arrays)"),
+        ("plain", ["w"], {"dtype": "int8", "wide": 1}, "plain(1 arrays, dtype, wide)"),
+        ("plain", ["w"], {}, "plain(1 arrays)"),
+    ):
+        with pytest.raises(ArtifactError, match=re.escape(f"parameters are packed by {shown}")):
+            Recipe.from_json([name, constants, params])

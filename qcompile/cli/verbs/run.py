@@ -21,6 +21,9 @@ def command(
         typer.Option("-o", "--out", metavar="FILE", help=".npz to write, one float32 array per output."),
     ] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Most samples to run.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads to use; by default as many as it was compiled for.")
+    ] = None,
     device: options.Device = None,
     images_mean: options.ImagesMean = None,
     images_std: options.ImagesStd = None,
@@ -40,7 +43,7 @@ def command(
         from qcompile.data.npz import npz_bytes
         from qcompile.target.device import parse_device
 
-        opened = artifacts.load(artifact)
+        opened = artifacts.load(artifact, threads)
         if device is not None:
             opened = opened.on(parse_device(device))
         images = options.preprocessing(images_mean, images_std, images_resize, images_crop, images_bgr)
