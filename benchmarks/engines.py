@@ -80,8 +80,7 @@ def load_qcompile_float(model: Path, threads: int, precision: str) -> Loaded:
     """An artifact from Python: NumPy quantises the float input and makes floats of the integer output."""
     from qcompile.artifact import load
 
-    artifact = load(model)
-    artifact.executable.measure(threads, 1)  # sets the number of threads for good
+    artifact = load(model, threads)
     inputs = {port.name: _noise((1, *port.type.sample)) for port in artifact.graph.inputs}
     return Loaded(timer_of(lambda: artifact.run(inputs)), versions(_OURS))
 

@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks import contenders, report
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tuned", action="store_true", help="qcompile: choose kernels by measuring them")
     made.add_argument("--plans", action="store_true", help="qcompile: also planned bit widths (implies --tuned)")
     made.add_argument("--isa", choices=sorted(contenders.CAPPED), help="compare on what this instruction set offers")
+    made.add_argument("--busy", type=int, default=0, help="other processes that compute all the time meanwhile")
     made.add_argument("--peer-python", default=sys.executable, help="interpreter of the peers' environment")
     made.add_argument("--work", type=Path, default=Path("build/bench"), help="folder for models and artifacts")
     made.add_argument("--no-prepare", action="store_true", help="time what an earlier run has prepared")
@@ -94,6 +95,16 @@ class OtherProcesses:
         return max(0.0, used - self._before) / (time.monotonic() - self._start)
 
 
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Have so many other processes compute all the time."""
+    with ExitStack() as stack:
+        for _ in range(processes):
+            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(other.kill)
+        yield
+
+
 def race(
     network: str,
     folder: Path,
@@ -149,17 +160,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     entrants = contenders.chosen(cpu_flags(), [name for name in options.engines.split(",") if name], options.isa)
     if not options.plans:
         entrants = [c for c in entrants if c.model not in contenders.PLANNED]
-    machine, results, failed = conditions(), [], []
+    machine, results, failed = {**conditions(), "busy": options.busy}, [], []
     print(json.dumps(machine), flush=True)
     for network in networks:
         if not options.no_prepare and (problem := prepare(network, options)):
             failed.append(f"{network}: {problem}")
             continue
         for threads in map(int, options.threads.split(",")):
-            result = race(
-                network, options.work / network, entrants, threads, rounds=rounds, turn=turn, peers=options.peer_python,
-                capped=options.isa is not None,
-            )  # fmt: skip
+            with busy(options.busy):
+                result = race(
+                    network, options.work / network, entrants, threads, rounds=rounds, turn=turn,
+                    peers=options.peer_python, capped=options.isa is not None,
+                )  # fmt: skip
             results.append(result)
             print(f"\n{report.format_result(result)}", flush=True)
             if options.json is not None:

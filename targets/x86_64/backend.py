@@ -26,7 +26,7 @@ from targets.x86_64.permission import request_permission
 _TRIPLE = "x86_64-unknown-linux-gnu"
 
 AMX = Vnni(parallel_operations=1 << 23)
-"""The vectors that requantize what the tiles have summed; eight times the work is done before threads are worth it."""
+"""The vectors that requantize what the tiles have summed; many times the work is done before threads are worth it."""
 
 
 def pairs_fit_int16(ctx: Context) -> bool:

@@ -23,7 +23,7 @@ class Vnni:
     load_cycles: float = 0.5
     dot_latency: int = 5
     operand_registers: int = 1
-    parallel_operations: int = 1 << 20
+    parallel_operations: int = 1 << 19
 
     def multiply_add(self, acc: Expr, x: Expr, w: Expr) -> Expr:
         # x has three zero bytes above its value, so only the lowest byte of w takes part.
@@ -60,7 +60,7 @@ class Avx2(EvenProducts):
     load_cycles: float = 0.5
     dot_latency: int = 3
     operand_registers: int = 2
-    parallel_operations: int = 1 << 19
+    parallel_operations: int = 1 << 17
 
     def multiply_add(self, acc: Expr, x: Expr, w: Expr) -> Expr:
         # The upper int16 of every lane of x is zero, so only the lower half of w takes part.

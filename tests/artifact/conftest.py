@@ -56,6 +56,7 @@ def record() -> Record:
         arena_bytes=4096,
         kernels={"conv": "interpreter"},
         calibration=Calibration("calib.npz", 256, "11" * 32),
+        threads=3,
         warnings=("a sentence",),
     )
 

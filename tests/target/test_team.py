@@ -34,7 +34,10 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Team:
     return Team(folder / THREADS)
 
 
-def launch(team: Team, part: Callable[[int, int], int], data: int = 0) -> int:
+def launch(team: Team, part: Callable[[int, int], int], data: int = 0, *, forget: bool = True) -> int:
+    """Run a loop; by default as if no thread had waited for another one before, as threads of Python do."""
+    if forget:
+        team._library.qcompile_use_threads(team._threads)
     call = PART(lambda number, group, given: part(number, group.contents.parts) if (given or 0) == data else 9)
     return int(LAUNCH(team.launcher)(call, data, 0))
 
@@ -79,6 +82,32 @@ def test_a_part_that_fails_fails_the_loop_and_no_later_one(team: Team) -> None:
         team.use(threads)
         assert launch(team, lambda number, parts: int(number == parts - 1)) != 0
         assert launch(team, lambda number, parts: 0) == 0
+
+
+def test_beside_lost_processors_the_caller_computes_alone_for_a_while(team: Team) -> None:
+    team.use(2)
+    told: list[int] = []
+    both = threading.Barrier(2, timeout=30)
+
+    def part(number: int, parts: int) -> int:
+        told.append(parts)
+        if parts == 2:
+            # The other one has begun its part and then has no processor for 20 ms.
+            both.wait()
+            time.sleep(0.02 * (threading.get_ident() != caller))
+        return 0
+
+    caller = threading.get_ident()
+    assert launch(team, part) == 0
+    # Once may be an accident.
+    for _ in range(9):
+        assert launch(team, part, forget=False) == 0
+    assert told == [2, 2, 2, 2, *[1] * 8]
+    told.clear()
+    # Sixteen times as long as that is over.
+    time.sleep(2)
+    assert launch(team, part, forget=False) == 0
+    assert told == [2, 2]
 
 
 def test_callers_at_once_and_inside_a_loop(team: Team) -> None:

@@ -1,13 +1,16 @@
 /* Threads that share the loops of a library's kernels; `threads.so` of an artifact.
 
      void qcompile_use_threads(int threads)     how many take part from now on; 1, nobody but the caller, at first
+                                                what was seen of lost processors is forgotten
      int  qcompile_launch(part, data, number)   TVM's TVMBackendParallelLaunch: run all parts of one loop
      void qcompile_forget_threads(void)         in a forked child, which has none of its parent's threads
 
    Every loop is cut into one part a thread.  A thread begins with its own part and then takes those that nobody has
    begun, so nobody waits for a thread that is not running.  It waits in a spin of its own for a while, without telling
    the operating system, which would let whoever else wants the processor have it for milliseconds, and sleeps then.
-   Who calls while another caller's loop runs computes alone.
+   Where threads lose their processors in the middle of their parts again and again, the caller computes alone for a
+   while: with fewer free processors than threads, a team is slower than one thread.  Who calls while another caller's loop runs computes alone
+   too.
 
    It needs no header and no library of the target's but the semaphores and threads of Linux's C libraries. */
 
@@ -15,17 +18,21 @@ typedef unsigned int u32;
 typedef struct { void *barrier; int parts; } Group;
 typedef int (*Part)(int part, Group *group, void *data);
 
+typedef struct { long seconds, nanoseconds; } Time;
 typedef union { long long aligned; char bytes[64]; } Semaphore;
 int sem_init(Semaphore *, int shared, u32 value);
 int sem_wait(Semaphore *);
 int sem_post(Semaphore *);
 int pthread_create(unsigned long *thread, const void *attributes, void *(*run)(void *), void *argument);
 int pthread_detach(unsigned long thread);
+int clock_gettime(int clock, Time *);
 
 enum {
     MOST = 256,
     WORKER_SPINS = 20000, /* about a millisecond: from one kernel to the next, and from one inference to the next */
-    CALLER_SPINS = 1000,  /* the others have begun, so they end soon, or are not running */
+    CALLER_SPINS = 8000,  /* the others have begun, so they end soon, or are not running */
+    STALL = 500000,       /* nanoseconds a caller waits longer than it has worked: somebody else has the processor */
+    PENALTY = 16,         /* how many times as long it computes alone, where that happens twice in twice that time */
 };
 
 #define LINE __attribute__((aligned(64)))
@@ -43,6 +50,7 @@ static struct {
     LINE Part part;
     void *data;
     Group group;
+    long long alone_until, suspect_until; /* of `now` */
     LINE int wanted, started;
     struct { LINE int free; } parts[MOST];
     Bed beds[MOST];
@@ -57,6 +65,13 @@ static inline void relax(void)
 #else
     __asm__ volatile("" ::: "memory");
 #endif
+}
+
+static long long now(void)
+{
+    Time time;
+    clock_gettime(1, &time); /* CLOCK_MONOTONIC */
+    return time.seconds * 1000000000ll + time.nanoseconds;
 }
 
 static void wake(Bed *bed)
@@ -121,6 +136,7 @@ static int gather(int threads)
 void qcompile_use_threads(int threads)
 {
     STORE(team.wanted, threads < 1 ? 1 : threads > MOST ? MOST : threads);
+    team.alone_until = team.suspect_until = 0;
 }
 
 void qcompile_forget_threads(void)
@@ -132,11 +148,15 @@ void qcompile_forget_threads(void)
 
 int qcompile_launch(Part part, void *data, int number)
 {
-    int threads = LOAD(team.wanted);
+    int threads = LOAD(team.wanted), failed;
+    Group alone = {0, 1};
     (void)number; /* 0, always: as many as there are threads */
-    if (threads == 1 || LOAD(team.busy) || EXCHANGE(team.busy, 1)) {
-        Group alone = {0, 1};
-        return part(0, &alone, data);
+    if (threads == 1 || LOAD(team.busy) || EXCHANGE(team.busy, 1)) return part(0, &alone, data);
+    long long begun = now();
+    if (begun < team.alone_until) {
+        failed = part(0, &alone, data);
+        STORE(team.busy, 0);
+        return failed;
     }
     threads = gather(threads);
     team.part = part;
@@ -148,8 +168,16 @@ int qcompile_launch(Part part, void *data, int number)
     __atomic_add_fetch(&team.loops, 1, __ATOMIC_SEQ_CST);
     for (int i = 1; i < threads; i++) wake(&team.beds[i]);
     work(0);
-    await(&team.beds[0], (u32 *)&team.finished, (u32)threads, 1, CALLER_SPINS);
-    int failed = LOAD(team.failed);
+    if (LOAD(team.finished) != threads) {
+        long long worked = now();
+        await(&team.beds[0], (u32 *)&team.finished, (u32)threads, 1, CALLER_SPINS);
+        long long ended = now(), stalled = (ended - worked) - (worked - begun);
+        if (stalled > STALL) {
+            if (ended < team.suspect_until) team.alone_until = ended + PENALTY * stalled;
+            team.suspect_until = ended + 2 * PENALTY * stalled;
+        }
+    }
+    failed = LOAD(team.failed) ? -1 : 0;
     STORE(team.busy, 0);
-    return failed ? -1 : 0;
+    return failed;
 }
