@@ -51,10 +51,10 @@ static struct {
     void *data;
     Group group;
     long long alone_until, suspect_until; /* of `now` */
-    LINE int wanted, started;
+    LINE int others, started; /* threads beside the caller: wanted, and there */
     struct { LINE int free; } parts[MOST];
     Bed beds[MOST];
-} team = {.wanted = 1};
+} team;
 
 static inline void relax(void)
 {
@@ -135,7 +135,7 @@ static int gather(int threads)
 
 void qcompile_use_threads(int threads)
 {
-    STORE(team.wanted, threads < 1 ? 1 : threads > MOST ? MOST : threads);
+    STORE(team.others, threads < 1 ? 0 : threads > MOST ? MOST - 1 : threads - 1);
     team.alone_until = team.suspect_until = 0;
 }
 
@@ -148,7 +148,7 @@ void qcompile_forget_threads(void)
 
 int qcompile_launch(Part part, void *data, int number)
 {
-    int threads = LOAD(team.wanted), failed;
+    int threads = LOAD(team.others) + 1, failed;
     Group alone = {0, 1};
     (void)number; /* 0, always: as many as there are threads */
     if (threads == 1 || LOAD(team.busy) || EXCHANGE(team.busy, 1)) return part(0, &alone, data);
