@@ -13,7 +13,7 @@ Four products fit by the same bound.  Which weights such a **quad** has is a cho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,27 @@ def _places(quads: Sequence[_Quad]) -> list[int]:
     """The rank in every place of [windows, steps, quads of a window, 2]: a quad's outer ranks first, then its inner."""
     windows = (quads[i : i + 2] for i in range(0, len(quads), 2))
     return [quad[i] for window in windows for pair in ((0, 3), (1, 2)) for quad in window for i in pair]
+
+
+class _Shared:
+    """What several recipes are made of, found once and kept until the last of them has it; they are packed in a row.
+
+    Args:
+        find: of weights and the arguments of a recipe.
+        users: how many recipes.
+    """
+
+    def __init__(self, find: Callable[..., Any], users: int) -> None:
+        self._find, self._users = find, users
+        self._kept: dict[str, tuple[Array | None, dict[str, Any], Any, int]] = {}
+
+    def __call__(self, w: Array, shape: dict[str, Any]) -> Any:
+        known, asked, found, left = self._kept.pop("last", (None, {}, None, 0))
+        if known is not w or asked != shape:
+            found, left = self._find(w, **shape), self._users
+        if left > 1:
+            self._kept["last"] = w, shape, found, left - 1
+        return found
 
 
 def _pieces(w: Array, groups: int, lanes: int, **shape: Any) -> list[Array]:
@@ -123,7 +144,7 @@ def _excess(weights: Array, span: int, most: int) -> Array:
     return rest.reshape(weights.shape)
 
 
-def _rest_steps(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, Array]:
+def _found_rests(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array, Array]:
     """Steps with rests, block by block: int8[steps, lanes, STEP], and int[4, steps]: block, row, run, step."""
     rests, places, blocks = [], [], 0
     for piece in _pieces(w, **shape):
@@ -136,6 +157,12 @@ def _rest_steps(w: Array, most: int, span: int = 2, **shape: Any) -> tuple[Array
         places.append(np.stack([block + blocks, row, run, step]))
         blocks += len(steps)
     return np.concatenate(rests), np.concatenate(places, axis=1)
+
+
+def _rest_steps(w: Array, **split: Any) -> tuple[Array, Array]:
+    """`_found_rests`, for the three tables of a kernel."""
+    found: tuple[Array, Array] = _SHARED_RESTS(w, split)
+    return found
 
 
 def pair_heads(w: Array, **split: Any) -> Array:
@@ -165,17 +192,10 @@ def pair_starts(w: Array, lanes: int, **split: Any) -> Array:
 
 _Windows = tuple[Array, Array, Array]
 
-_unused: dict[str, tuple[Array, dict[str, Any], _Windows]] = {}
-"""The windows found last, while only one of the two tables that are made of them was asked for."""
-
 
 def _windows(w: Array, **shape: Any) -> _Windows:
-    """`_found_windows`, sorted once for the two tables of a kernel, which are packed one behind the other."""
-    kept = _unused.pop("windows", None)
-    if kept is not None and kept[0] is w and kept[1] == shape:
-        return kept[2]
-    found = _found_windows(w, **shape)
-    _unused["windows"] = w, shape, found
+    """`_found_windows`, for the two tables of a kernel."""
+    found: _Windows = _SHARED_WINDOWS(w, shape)
     return found
 
 
@@ -269,3 +289,6 @@ def window_table(w: Array, most: int, strides: Sequence[int], **shape: Any) -> A
     row, run, window = np.unravel_index(numbers, (rows, runs, windows))
     places = row * strides[0] + run * strides[1] + window // (SPAN // WINDOW) * SPAN
     return np.concatenate([counts, places], axis=1).astype(np.int32)
+
+
+_SHARED_WINDOWS, _SHARED_RESTS = _Shared(_found_windows, 2), _Shared(_found_rests, 3)

@@ -14,7 +14,7 @@ import numpy as np
 
 from qcompile.ir import Array, Graph, storage
 from qcompile.target.backend import Measurement, enough_runs
-from targets._tvm.recipes import Recipe
+from targets._tvm.runner import pack_parameters
 from targets.cuda import driver, images
 
 BINARY = "kernels.bin"
@@ -79,9 +79,7 @@ class CudaExecutable:
         chosen = images.choose((directory / BINARY).read_bytes(), described["images"], self.device.architecture)
         self._threads = int(described["threads"])
         self._launches = [Launch.from_json(one) for one in described["launches"]]
-        params = np.zeros(described["params_bytes"], dtype=np.uint8)
-        for offset, *recipe in described["constants"]:
-            Recipe.from_json(recipe).pack_into(graph.consts, params[offset:])
+        params = pack_parameters(described, graph)
         self._inputs = [(p.type.sample, storage(p.type.dtype)) for p in graph.inputs]
         shown = [graph.type_of(out.value) for out in graph.outputs]
         self._outputs = [(t.sample, storage(t.dtype)) for t in shown]

@@ -101,24 +101,29 @@ def test_what_shares_weights_is_read_and_searched_once(monkeypatch: pytest.Monke
     """Constants of a loaded graph are another array each time they are asked for."""
     rng = np.random.default_rng(2)
     known = {name: rng.integers(-127, 128, (8, 40, 1, 1)).astype(np.int8) for name in ("v", "w")}
-    reads, searches = Counter[str](), Counter[int]()
+    reads, searches = Counter[str](), Counter[tuple[str, bytes]]()
 
     class Stored(dict[str, Any]):
         def __getitem__(self, name: str) -> Any:
             reads[name] += 1
             return known[name].copy()
 
-    search = packing_split._found_windows
+    for shared in (packing_split._SHARED_WINDOWS, packing_split._SHARED_RESTS):
+        find = shared._find
 
-    def counted(w: np.ndarray, **shape: Any) -> Any:
-        searches[w.tobytes().__hash__()] += 1
-        return search(w, **shape)
+        def counted(w: np.ndarray, find: Any = find, **shape: Any) -> Any:
+            searches[find.__name__, w.tobytes()] += 1
+            return find(w, **shape)
 
-    monkeypatch.setattr(packing_split, "_found_windows", counted)
+        monkeypatch.setattr(shared, "_find", counted)
+    strides = {"strides": [0, 0]}
+    windows = (("window_table", strides), ("window_weights", {}))
+    rests = (("pair_rests", {}), ("pair_offsets", strides), ("pair_starts", {}))
     recipes = [
-        Recipe(name, (weights,), {"most": MOST, **SHAPE, **more})
+        Recipe(name, (weights,), {"most": MOST, **SHAPE, **more, **span})
         for weights in known
-        for name, more in (("window_table", {"strides": [0, 0]}), ("window_weights", {}))
+        for group, span in ((windows, {}), (rests, {"span": SPAN}))
+        for name, more in group
     ]
     expected = [recipe.pack({name: array.copy() for name, array in known.items()}) for recipe in recipes]
     searches.clear()
@@ -130,4 +135,4 @@ def test_what_shares_weights_is_read_and_searched_once(monkeypatch: pytest.Monke
     params = pack_parameters(described, SimpleNamespace(consts=Stored()))
     assert params.tobytes() == b"".join(made.tobytes() for made in expected)
     assert reads == {"v": 1, "w": 1}
-    assert list(searches.values()) == [1, 1]
+    assert list(searches.values()) == [1, 1, 1, 1]
