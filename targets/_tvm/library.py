@@ -28,7 +28,6 @@ from targets._tvm.builder import Builder
 from targets._tvm.context import Argument, Constant, Emitted, Scratch, Value
 from targets._tvm.recipes import Recipe
 from targets._tvm.runner import DESCRIPTION, ENTRY, LIBRARY, SLACK, aligned
-from targets._tvm.threads import write_threads
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,6 @@ def build_bench(emitted: Sequence[Emitted], options: Mapping[str, str], director
         callers.append(b.function(f"bench{i}"))
     codes = compile_functions([*table.functions, *callers], options)
     link([code.object for code in codes], directory / LIBRARY, options)
-    write_threads(options, directory)
     return Bench(directory / LIBRARY, tuple(f"bench{i}" for i in range(len(emitted))))
 
 

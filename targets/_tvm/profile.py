@@ -24,7 +24,7 @@ from qcompile.target.program import Kernel, Program
 from targets._tvm.context import Constant, Emitted
 from targets._tvm.library import Bench, build_bench, value_bytes
 from targets._tvm.runner import SLACK, aligned, aligned_array, open_library, pointer
-from targets._tvm.threads import set_threads
+from targets._tvm.threads import set_threads, write_threads
 
 ROUNDS, MOST_ROUNDS = 3, 10
 """Turns of a kernel, some time apart: what disturbs one turn is over by the next.  On a busy machine there are more."""
@@ -36,11 +36,18 @@ BATCHES = 5
 BATCH_SECONDS = 1.2e-3
 
 
+def _build_with_threads(emitted: Sequence[Emitted], options: Mapping[str, str], directory: Path) -> Bench:
+    """`build_bench`, with what shares loops on this machine."""
+    bench = build_bench(emitted, options, directory)
+    write_threads(options, directory)
+    return bench
+
+
 def measure_kernels(
     works: Sequence[tuple[Kernel, Program, Emitted]],
     options: Mapping[str, str],
     threads: int,
-    build: Callable[[Sequence[Emitted], Mapping[str, str], Path], Bench] = build_bench,
+    build: Callable[[Sequence[Emitted], Mapping[str, str], Path], Bench] = _build_with_threads,
 ) -> list[Measurement]:
     """Time each kernel on `threads` threads; `build` makes the library of repeating callers.
 
