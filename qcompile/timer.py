@@ -15,7 +15,7 @@ from typing import Any
 from qcompile.compiler import Compiler
 from qcompile.pm.facts import COSTS, Bits
 from qcompile.target.backend import Executable, Measurement
-from qcompile.target.clock import probe
+from qcompile.target.clock import probe_long
 from qcompile.target.program import Program, ProgramWork, work_of_program
 from qcompile.timing import calls_for, time_beside, time_executable, time_steady, turn_of
 
@@ -72,7 +72,7 @@ class Timer:
         """
         known = 0.0 if self.compiler.costs is None else self.compiler.costs.clock()
         if known:  # Devices that are apart keep no clock.
-            self.pace = max(1.0, probe() / known)
+            self.pace = max(1.0, probe_long() / known)
 
     def time(self, program: Program, executable: Executable, limit: float | None = None) -> Measurement:
         """Time a built program and keep the result; what is known already stands unless it is off by `NOISE`.
@@ -84,10 +84,13 @@ class Timer:
         work, threads, standard = work_of_program(program), compiler.threads, self._standard_seconds()
         if limit is None and costs is not None and (noted := self._noted(work)) is not None:
             return _measurement(noted["ratio"] * standard, noted, threads, costs.clock())
-        if costs is None or work.key == work_of_program(self._yard()).key:
+        if costs is None:
             with self.stage("measure"):
-                alone = time_executable(executable, threads, limit)
-            return alone if costs is None else replace(alone, median=self._quieter(alone.at(costs.clock()).median))
+                return time_executable(executable, threads, limit)
+        if work.key == work_of_program(self._yard()).key:
+            with self.stage("measure"):
+                alone = time_steady(executable, threads).at(costs.clock())
+            return replace(alone, median=self._quieter(alone.median))
         with self.stage("measure"):
             first = executable.measure(threads, 3)
             found = time_beside(

@@ -2,7 +2,8 @@
 
 Other processes, clocks and temperature change what an inference takes by far more than a bit width does, but they
 change it for two programs alike that run in turns of a few hundredths of a second.  So what is kept of a program is the
-median of its ratios to the reference, and its seconds are that ratio times the reference's own, the quietest ever seen.
+median of its ratios to the reference, and its seconds are that ratio times the reference's own, the quietest ever seen
+twice.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qcompile.target.backend import Executable, Measurement
+from qcompile.target.turns import confirmed, most_credible
 
 TURN_SECONDS = 0.06
 """Of one program in one round."""
@@ -26,7 +28,7 @@ TURNS, MOST_TURNS = 3, 8
 """Medians taken of a program alone; more of them only while a budget is missed: interference only ever adds."""
 
 AGREEMENT, MOST_ALONE = 0.02, 16
-"""How close the two quietest turns of a program alone must be, and how many are taken for it at most."""
+"""How close two turns of a program must be to confirm each other, and how many are taken for it at most."""
 
 Turn = Callable[[int], Measurement]
 """Times so many calls."""
@@ -38,7 +40,7 @@ class Beside:
 
     Attributes:
         ratios: of the program's median to the reference's, one for each round.
-        own, reference: the smallest medians at the clock asked for, seconds.
+        own, reference: their confirmed medians at the clock asked for, seconds.
     """
 
     ratios: tuple[float, ...]
@@ -67,15 +69,13 @@ def time_beside(
         limit: a ratio that decides something; where it is within two standard errors, more rounds are taken.
         clock: what `qcompile.target.clock.probe` gave where seconds count; ratios need none.
     """
-    ratios: list[float] = []
-    quietest = [float("inf"), float("inf")]
+    turns: tuple[list[Measurement], list[Measurement]] = ([], [])
     while True:
-        seconds = [0.0, 0.0]
-        for which in (0, 1) if len(ratios) % 2 else (1, 0):
-            turn = (own, reference)[which](calls[which])
-            seconds[which], quietest[which] = turn.median, min(quietest[which], turn.at(clock).median)
-        ratios.append(seconds[0] / seconds[1])
-        found = Beside(tuple(ratios), quietest[0], quietest[1])
+        for which in (0, 1) if len(turns[0]) % 2 else (1, 0):
+            turns[which].append((own, reference)[which](calls[which]))
+        ratios = tuple(a.median / b.median for a, b in zip(*turns, strict=True))
+        quietest = [most_credible(each, clock, AGREEMENT).median for each in turns]
+        found = Beside(ratios, quietest[0], quietest[1])
         undecided = limit is not None and abs(found.ratio - limit) < 2 * found.error
         steady = len(ratios) >= LEAST_ROUNDS and found.error <= STEADY * found.ratio and not undecided
         if steady or len(ratios) == MOST_ROUNDS:
@@ -93,14 +93,11 @@ def calls_for(seconds: float) -> int:
 
 
 def time_steady(executable: Executable, threads: int) -> Measurement:
-    """The quietest turn of a program alone, once the two quietest agree: what others will be measured by."""
+    """The quietest turn of a program alone that another confirms: what others will be measured by."""
     turns = [executable.measure(threads, 0) for _ in range(TURNS)]
-    clock = turns[0].clock
-    while True:
-        first, second = sorted(turns, key=lambda turn: turn.at(clock).median)[:2]
-        if second.at(clock).median <= first.at(clock).median * (1 + AGREEMENT) or len(turns) >= MOST_ALONE:
-            return first
+    while (found := confirmed(turns, turns[0].clock, AGREEMENT)) is None and len(turns) < MOST_ALONE:
         turns.append(executable.measure(threads, 0))
+    return found or most_credible(turns, turns[0].clock, AGREEMENT)
 
 
 def time_executable(executable: Executable, threads: int, budget: float | None = None) -> Measurement:

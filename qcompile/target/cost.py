@@ -29,7 +29,7 @@ Work = KernelWork | ProgramWork
 _BUSY_SECONDS = 30.0
 """How long one process waits for another's write; a write takes milliseconds."""
 
-_VERSION = 3
+_VERSION = 4
 """Of the table below and of the probe its clocks come from; a file of another version is left alone and a new one is
 made beside it."""
 

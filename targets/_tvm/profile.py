@@ -21,6 +21,7 @@ from qcompile.ir import Array
 from qcompile.target.backend import Measurement
 from qcompile.target.clock import probe
 from qcompile.target.program import Kernel, Program
+from qcompile.target.turns import confirmed, most_credible
 from targets._tvm.context import Constant, Emitted
 from targets._tvm.library import Bench, build_bench, value_bytes
 from targets._tvm.runner import SLACK, aligned, aligned_array, open_library, pointer
@@ -30,7 +31,7 @@ ROUNDS, MOST_ROUNDS = 3, 10
 """Turns of a kernel, some time apart: what disturbs one turn is over by the next.  On a busy machine there are more."""
 
 AGREEMENT = 0.03
-"""The two quickest turns of a kernel differ by less once nothing disturbed them."""
+"""Two turns of a kernel differ by less once nothing disturbed them."""
 
 BATCHES = 5
 BATCH_SECONDS = 1.2e-3
@@ -52,7 +53,7 @@ def measure_kernels(
     """Time each kernel on `threads` threads; `build` makes the library of repeating callers.
 
     A batch repeats the kernel inside native code for about a millisecond, so the clock and the call cost nothing;
-    a turn is the median of its batches, and the result the quickest turn, because interference only ever adds.
+    a turn is the median of its batches, and the result the quickest turn that another one confirms.
     """
     if not works:
         return []
@@ -65,7 +66,7 @@ def measure_kernels(
 
 
 def quickest_turns(timers: Sequence[Callable[[], Measurement]]) -> list[Measurement]:
-    """The quickest turn of each kernel, all at one clock; kernels whose two quickest turns disagree get more of them.
+    """The quickest confirmed turn of each kernel, all at one clock; where no two turns agree, more are taken.
 
     Args:
         timers: each takes one turn of its kernel.
@@ -73,16 +74,10 @@ def quickest_turns(timers: Sequence[Callable[[], Measurement]]) -> list[Measurem
     turns: list[list[Measurement]] = [[] for _ in timers]
     for number in range(MOST_ROUNDS):
         for timer, own in zip(timers, turns, strict=True):
-            if number < ROUNDS or not _agree(own):
+            if number < ROUNDS or confirmed(own, own[0].clock, AGREEMENT) is None:
                 own.append(timer())
     clock = min(turn.clock for own in turns for turn in own)
-    return [min((turn.at(clock) for turn in own), key=lambda turn: turn.median) for own in turns]
-
-
-def _agree(turns: Sequence[Measurement]) -> bool:
-    """Whether the two quickest turns, at one clock, took about as long."""
-    first, second = sorted(turn.at(turns[0].clock).median for turn in turns)[:2]
-    return second <= first * (1 + AGREEMENT)
+    return [most_credible(own, clock, AGREEMENT) for own in turns]
 
 
 def bench_arguments(kernel: Kernel, program: Program, emitted: Emitted) -> tuple[Array, list[Array]]:
@@ -138,6 +133,6 @@ class _Call:
             count = max(count * 2, min(count * 64, int(count * BATCH_SECONDS / max(spent, 1e-7))))
         before = probe()
         times = np.array([self.batch(count) for _ in range(BATCHES)]) / count
-        clock = (before + probe()) / 2
+        clock = min(before, probe())
         median, p90 = float(np.median(times)), float(np.quantile(times, 0.9))
         return Measurement(median, p90, BATCHES * count, threads, clock)

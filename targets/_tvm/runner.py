@@ -140,5 +140,5 @@ class LibraryExecutable:
             call(*arguments)
             times[i] = clock() - start
         seconds = times * 1e-9
-        clock_now = (before + probe()) / 2
+        clock_now = min(before, probe())
         return Measurement(float(np.median(seconds)), float(np.quantile(seconds, 0.9)), runs, threads, clock_now)

@@ -11,6 +11,7 @@ import pytest
 from qcompile import timer as timer_module
 from qcompile.compiler import Compiler
 from qcompile.target.backend import Measurement
+from qcompile.target.turns import confirmed, most_credible
 from qcompile.timer import NOISE, Timer
 from qcompile.timing import LEAST_ROUNDS, MOST_ROUNDS, Turn, calls_for, time_beside
 
@@ -83,6 +84,28 @@ def test_kernels_get_more_turns_until_the_two_quickest_agree() -> None:
     assert [len(before) - len(q) for before, q in zip((steady, disturbed, hopeless), queues, strict=True)] == [
         ROUNDS, 6, MOST_ROUNDS,
     ]  # fmt: skip
+
+
+def test_a_disturbed_probe_does_not_make_a_program_quick() -> None:
+    """Whoever shares the core's units slows the probe down, and what is divided by it seems quick."""
+    from targets._tvm.profile import ROUNDS, quickest_turns
+
+    def turn(median: float, clock: float) -> Measurement:
+        return Measurement(median, median, 1, 1, clock)
+
+    turns = [turn(1.0, 1.5e-6), turn(1.01, 1.0e-6), turn(1.0, 1.0e-6), turn(1.4, 1.0e-6), turn(1.0, 1.3e-6)]
+    assert most_credible(turns, 1e-6, 0.03).median == 1.0
+    queue = list(turns)
+    assert [m.median for m in quickest_turns([lambda: queue.pop(0)])] == [1.0]
+    assert len(queue) == len(turns) - ROUNDS
+    # The clock itself: a program takes longer, and so does the probe.
+    slower = [turn(1.5, 1.5e-6), turn(1.2, 1.2e-6)]
+    assert most_credible(slower, 1e-6, 0.03).median == pytest.approx(1.0)
+    assert confirmed(turns[:2], 1e-6, 0.03) is None
+    assert most_credible(turns[:1], 1e-6, 0.03).median == pytest.approx(1 / 1.5)
+    turns = [turn(1.0, 1.0e-6 * (1.5 if n == 3 else 1.0)) for n in range(2 * MOST_ROUNDS)]
+    queue = list(turns)
+    assert time_beside(lambda _: queue.pop(0), lambda _: queue.pop(0), (3, 3), clock=1e-6).reference == 1.0
 
 
 class Costs:
