@@ -62,10 +62,6 @@ def llvm(name: str, dtype: str, *args: Expr) -> Expr:
     return tir.call_llvm_pure_intrin(dtype, name, *args)
 
 
-_NEAREST = (const(0), const(3), const(1))
-"""Arguments of `llvm.prefetch`: to read, into every cache, data."""
-
-
 class Builder:
     """Collects the statements of one kernel.  `loop`, `parallel` and `when` open nested scopes."""
 
@@ -179,10 +175,14 @@ class Builder:
         lanes = lanes_of(value) if str(buffer.dtype).find("x") < 0 else 1
         self._emit(tir.BufferStore(buffer, value, [index if lanes == 1 else tir.Ramp(index, const(1), lanes)]))
 
-    def prefetch(self, buffer: Any, index: Expr) -> None:
-        """Ask for an element's cache line ahead of time; any index is allowed."""
-        address = tir.address_of(self.load(buffer, index))
-        self.evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, *_NEAREST))
+    def prefetch(self, buffer: Any, index: Expr, *, nearest: bool = True) -> None:
+        """Ask for an element's cache line ahead of time; any index is allowed.
+
+        `nearest`: into every cache; else into the second one and those behind it.
+        """
+        address, read, data = tir.address_of(self.load(buffer, index)), const(0), const(1)
+        locality = const(3 if nearest else 2)
+        self.evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, read, locality, data))
 
     def evaluate(self, value: Expr) -> None:
         self._emit(tir.Evaluate(value))

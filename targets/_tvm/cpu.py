@@ -142,10 +142,11 @@ def generic_variant(isa: Isa) -> Variant:
     return Variant(GENERIC, isa, lambda ctx: True, generic.emit)
 
 
-def winograd_variant(name: str, isa: Isa, form: Form, worth: Legal = lambda ctx: True) -> Variant:
-    return Variant(
-        name, isa, lambda ctx: winograd.is_legal(ctx, form) and worth(ctx), lambda ctx: winograd.emit(ctx, form)
-    )
+def winograd_variant(
+    name: str, isa: Isa, form: Form, worth: Legal = lambda ctx: True, emit: Generator | None = None
+) -> Variant:
+    generator = emit or (lambda ctx: winograd.emit(ctx, form))
+    return Variant(name, isa, lambda ctx: winograd.is_legal(ctx, form) and worth(ctx), generator)
 
 
 def direct_variant(

@@ -248,3 +248,18 @@ def winograd_start(w: Array, *bias: Array, m: int, lanes: int, signed: bool = Fa
     start[first] = offsets[first] if signed else 0
     start[first] += WINOGRAD_BIAS[m] * bias[0].astype(np.int32) if bias else 0
     return np.pad(start, ((0, 0), (0, -w.shape[0] % lanes))).astype(np.int32)
+
+
+def winograd_inline_weights(w: Array, lanes: int, width: int) -> Array:
+    """int8[O, I, 3, 3] → int8[blocks, 21·width·lanes]: what transforming by rows starts from, in five sections.
+
+    A section is [width/2, 3, lanes, 2], 3 for the columns: the kernels' first, second and third rows g0, g1 and g2 as
+    they are, then g0 + g2 and g0 + 4·g2 in int16.
+    """
+    blocks = -(-len(w) // lanes)
+    whole = np.pad(w, ((0, -len(w) % lanes), (0, width - w.shape[1]), (0, 0), (0, 0)))
+    # [O, I, row, column] → [row, block, I/2, column, lane, 2]
+    rows = whole.reshape(blocks, lanes, width // 2, 2, 3, 3).transpose(4, 0, 2, 5, 1, 3)
+    first, third = rows[0].astype(np.int16), rows[2].astype(np.int16)
+    sections = [rows[0], rows[1], rows[2], first + third, first + 4 * third]
+    return np.concatenate([np.ascontiguousarray(s).view(np.int8).reshape(blocks, -1) for s in sections], axis=1)

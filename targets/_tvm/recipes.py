@@ -80,6 +80,7 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         packing.shifted_segments,
         packing.winograd_weights,
         packing.winograd_start,
+        packing.winograd_inline_weights,
         packing_split.pair_heads,
         packing_split.pair_rests,
         packing_split.pair_offsets,

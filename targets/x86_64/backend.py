@@ -16,7 +16,7 @@ from qcompile.target.model import Target
 from qcompile.target.program import Kernel, Program
 from targets._tvm.context import Context
 from targets._tvm.cpu import CpuBackend, Variant, depthwise_variant, direct_variant, generic_variant, winograd_variant
-from targets._tvm.kernels import winograd
+from targets._tvm.kernels import winograd, winograd_inline, winograd_rows
 from targets._tvm.kernels.winograd_form import F2, F4
 from targets._tvm.packing import WINOGRAD_OFFSET, winograd_transform
 from targets.x86_64 import conv_pairs, conv_sums, conv_tiles
@@ -49,14 +49,16 @@ class X86Vnni(CpuBackend):
     """AVX-512 with VNNI; code for the first CPU that had it, never for the building machine."""
 
     def __init__(self, target: Target) -> None:
-        options = {"mtriple": _TRIPLE, "mcpu": "cascadelake"}
+        options = {"mtriple": _TRIPLE, "mcpu": "cascadelake", "mattr": "+fast-dpwssd"}
         super().__init__(
             target,
             options,
             [
                 winograd_variant("winograd-2", Vnni(), F2),
+                winograd_variant("winograd-2-rows", Vnni(), F2, emit=lambda ctx: winograd_rows.emit(ctx, F2)),
                 direct_variant("vnni", Vnni()),
                 winograd_variant("winograd-4", Vnni(), F4),
+                winograd_variant("winograd-4-inline", Vnni(), F4, emit=winograd_inline.emit),
                 depthwise_variant(Vnni()),
                 generic_variant(Vnni()),
             ],

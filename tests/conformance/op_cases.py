@@ -209,6 +209,10 @@ def winograd_cases(c: Cases) -> None:
         (20, 24, (7, 9), (1, 1, 1, 1), 3),
         (128, 40, (5, 6), (0, 0, 0, 0), 4),
         (48, 17, (4, 3), (2, 1, 0, 1), 2),
+        # Tiles that stick out: all in one chunk, by rows of 4 and of 7, and in chunks that know of no edge.
+        (32, 34, (7, 7), (1, 1, 1, 1), 4),
+        (16, 16, (13, 15), (1, 1, 1, 1), 4),
+        (16, 32, (11, 29), (1, 1, 1, 1), 4),
     ):
         for act in (6, 4):
             x, r = c.image(channels, *size, dtype=f"u{act}"), None

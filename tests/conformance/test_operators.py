@@ -46,8 +46,8 @@ def choices(backend: CpuBackend, program: Program, variant: str) -> dict[str, st
 
 
 VARIANTS = {
-    ("x86-vnni", 16): ("preferred", "winograd-4", GENERIC),
-    ("x86-vnni", 1): ("preferred", "winograd-2"),
+    ("x86-vnni", 16): ("preferred", "winograd-4", "winograd-4-inline", "winograd-2-rows", GENERIC),
+    ("x86-vnni", 1): ("preferred", "winograd-2", "winograd-2-rows"),
     ("x86-avx2", 16): ("preferred", "madd", "winograd-2", "winograd-4"),
     ("x86-avx2", 1): ("preferred",),
 }

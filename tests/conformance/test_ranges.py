@@ -62,7 +62,9 @@ def test_weights_that_are_prefetched(name: str, variant: str, tmp_path: Path) ->
     ("name", "variant", "act", "bits"),
     [
         ("x86-vnni", "winograd-4", 8, 8),
+        ("x86-vnni", "winograd-4-inline", 8, 8),
         ("x86-vnni", "winograd-2", 6, 4),
+        ("x86-vnni", "winograd-2-rows", 6, 4),
         ("x86-avx2", "winograd-4", 8, 8),
         ("x86-avx2", "winograd-2", 6, 4),
         # Filters of nothing but −8 are beyond what pairs of 4 bits hold.
@@ -75,7 +77,7 @@ def test_winograd_in_strips(name: str, variant: str, act: int, bits: int, tmp_pa
     x, r = cases.image(64, 41, 53, dtype=f"u{act}"), cases.image(16, 41, 53)
     y = cases.conv(x, 16, (3, 3), bits=bits, pad=(1, 1, 1, 1), pad_value=3)
     cases.show(cases.requant(y, r, reach=1 << 17, zeros=(0, 7), zp=3))
-    form = F4 if variant == "winograd-4" else F2
+    form = F4 if variant.startswith("winograd-4") else F2
     tile = (form.m + 2) ** 2 * 64 * np.dtype(form.dtype).itemsize
     assert tile * -(-41 // form.m) * -(-53 // form.m) > winograd.STRIP_BYTES
     used, wrong = differing(name, cases, variant, None, tmp_path)
@@ -111,9 +113,12 @@ def extreme_case(w: Any, channels: int, size: int, act: int, reach: float) -> Ca
     return cases
 
 
-@pytest.mark.parametrize("name", ["x86-vnni", "x86-avx2"])
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("x86-vnni", "winograd-4"), ("x86-vnni", "winograd-4-inline"), ("x86-avx2", "winograd-4")],
+)
 @pytest.mark.parametrize(("channels", "legal"), [(115, True), (116, False)])
-def test_winograd_4_at_its_bound(name: str, channels: int, legal: bool, tmp_path: Path) -> None:
+def test_winograd_4_at_its_bound(name: str, variant: str, channels: int, legal: bool, tmp_path: Path) -> None:
     """9·C·127·255 is below 2^25 up to C = 115; transformed values of either sign at their largest."""
     signs = [(1, 1, 1), (1, -1, 1), (-1, 1, -1), (1, -1, -1)]
     w = np.stack([np.broadcast_to(127 * np.outer(a, b), (channels, 3, 3)) for a in signs for b in signs])
@@ -121,8 +126,8 @@ def test_winograd_4_at_its_bound(name: str, channels: int, legal: bool, tmp_path
     inputs = np.concatenate(
         [extremes(F4, integer_inputs_4, 255, channels), np.full((1, channels, 6, 6), 255, dtype=np.uint8)]
     )
-    used, wrong = differing(name, cases, "winograd-4", inputs, tmp_path)
-    assert ("winograd-4" in used) == legal
+    used, wrong = differing(name, cases, variant, inputs, tmp_path)
+    assert (variant in used) == legal
     assert wrong == []
 
 
@@ -141,7 +146,12 @@ def test_winograd_4_counts_weights_of_each_sign_alone(channels: int, legal: bool
 
 @pytest.mark.parametrize(
     ("name", "variant", "total"),
-    [("x86-vnni", "winograd-2", 127), ("x86-avx2", "winograd-2", 127), ("x86-avx2", "winograd-2-maddubs", 64)],
+    [
+        ("x86-vnni", "winograd-2", 127),
+        ("x86-vnni", "winograd-2-rows", 127),
+        ("x86-avx2", "winograd-2", 127),
+        ("x86-avx2", "winograd-2-maddubs", 64),
+    ],
 )
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_winograd_2_at_its_bound(name: str, variant: str, total: int, beyond: int, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tvm import tirx as tir
 from qcompile.errors import InternalError
 from qcompile.ir import int_range
 from targets._tvm.builder import Expr, broadcast, cast, const, reinterpret, shuffle, vec
-from targets._tvm.context import Context, Emitted
+from targets._tvm.context import Constant, Context, Emitted
 from targets._tvm.isa import SignedInputs, input_offset
 from targets._tvm.kernels.bounds import accumulator_bound
 from targets._tvm.kernels.epilogue import Epilogue, choose_scale, per_channel, store
@@ -27,9 +27,6 @@ from targets._tvm.packing import STEP, WINOGRAD_OFFSET, winograd_transform
 from targets._tvm.tir_kit import in_order, narrowed
 
 _PRODUCT_BYTES = 64 << 10
-_REUSE = 4
-"""Register tiles that use weights in turn while these stay in the first cache."""
-
 STRIP_BYTES = 512 << 10
 """Transformed inputs that stay in the second cache."""
 
@@ -93,8 +90,11 @@ class Winograd:
         tiles, size: all tiles, and those of a chunk.
         strip: chunks that are transformed before they are multiplied, at most.
         inputs: transformed inputs, [slots, positions, size, width]; a slot holds a chunk of one thread.
-        stride: weights of a block.
+        stride: elements of `weights` from one block to the next.
+        reuse: register tiles that use weights in turn while these stay in the first cache.
     """
+
+    reuse = 4
 
     def __init__(self, ctx: Context, form: Form) -> None:
         node = ctx.anchor
@@ -106,31 +106,41 @@ class Winograd:
         layout, out = self.source.layout, ctx.out_layout
         self.width = _width(w.shape[1])
         self.steps = self.width // form.step
-        self.stride = self.positions * self.steps * self.lanes * form.step
         self.blocks = -(-w.shape[0] // self.lanes)
         last = w.shape[0] - (self.blocks - 1) * self.lanes
         self.exact = last if self.blocks * self.lanes > out.pixel else None
         self.down, self.across = -(-out.shape[1] // form.m), -(-out.shape[2] // form.m)
+        self.tiles = self.down * self.across
         self.shift = (layout.halo[0] - node.attrs.ints("pad")[0], layout.halo[1] - node.attrs.ints("pad")[1])
-        constants, lanes = node.const("w"), self.lanes
-        weights = ctx.pack("winograd_weights", constants, m=form.m, lanes=lanes, width=self.width, dtype=form.weights)
         # Signed dot products want what cannot be negative shifted down, others everything else shifted up.
         self.signed = isinstance(ctx.isa, SignedInputs)
-        start = ctx.pack("winograd_start", constants, node.const("b"), m=form.m, lanes=lanes, signed=self.signed)
-        self.weights, self.start = ctx.constant(weights), ctx.constant(start)
+        weights = self._pack_weights(node.const("w"))
+        self.stride, self.weight_bytes = weights.array.size // self.blocks, weights.array.nbytes
+        self.weights, self.start = ctx.constant(weights), ctx.constant(self._pack_start(node.const("w")))
         self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name, form.anchor_bits)
+
+    def _pack_weights(self, weights: str | None) -> Constant:
+        """[blocks, …], all that a block's products read."""
+        form, sizes = self.form, {"lanes": self.lanes, "width": self.width}
+        return self.ctx.pack("winograd_weights", weights, m=form.m, **sizes, dtype=form.weights)
+
+    def _pack_start(self, weights: str | None) -> Constant:
+        bias, lanes = self.ctx.anchor.const("b"), self.lanes
+        return self.ctx.pack("winograd_start", weights, bias, m=self.form.m, lanes=lanes, signed=self.signed)
+
+    def _tile(self) -> Tile:
+        # The products of all positions nearly fit the first cache.
+        most = max(4, _PRODUCT_BYTES // (self.positions * self.lanes * 4))
+        return choose_tile(self.isa, self.blocks, 1, self.tiles, self.steps, self.blocks, most)
 
     def emit(self) -> Emitted:
         ctx, b, size = self.ctx, self.b, np.dtype(self.form.dtype).itemsize
-        # The products of all positions nearly fit the first cache.
-        most = max(4, _PRODUCT_BYTES // (self.positions * self.lanes * 4))
-        self.tiles = self.down * self.across
-        tile = choose_tile(self.isa, self.blocks, 1, self.tiles, self.steps, self.blocks, most)
+        tile = self._tile()
         self.cols = tile.cols
-        by_blocks = self.blocks * self.stride * size > _SHARED_WEIGHTS and self.blocks > tile.blocks
+        by_blocks = self.weight_bytes > _SHARED_WEIGHTS and self.blocks > tile.blocks
         by_blocks = by_blocks and self.tiles * self.positions * self.width * size <= STRIP_BYTES
         # Weights that are too many for the near caches serve several register tiles before the next position's.
-        self.size = min(self.tiles, self.cols * _REUSE) if by_blocks else self.cols
+        self.size = min(self.tiles, self.cols * self.reuse) if by_blocks else self.cols
         chunks, chunk = -(-self.tiles // self.size), self.positions * self.size * self.width
         whole = self.blocks - (self.exact is not None)
         parts = [_Part(*span, None) for span in spans(whole, tile.blocks)]

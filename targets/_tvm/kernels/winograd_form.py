@@ -78,5 +78,12 @@ def _outputs_4(m: list[Expr]) -> list[Expr]:
     return [m[0] + a + c, b + (d + d), a + _times(c, 4), b + _times(d, 8) + (m[5] + m[5])]
 
 
+def outputs_4_without_factors(m: list[Expr]) -> list[Expr]:
+    """The same where the weights lack the factors of the rows of G."""
+    a, b, c, d = (_times(x, 4) for x in (m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]))
+    # c and d are 4 times what they are above.
+    return [_times(m[0], 6) - a + m[3] + m[4], _times(m[3] - m[4], 2) - b, c - a, d + d - b + _times(m[5], 24)]
+
+
 F2 = Form(2, "uint8", "int8", 63, 127, 2, 1 << 29, _inputs_2, _outputs_2)
 F4 = Form(4, "int16", "int16", 255, 32767, 6, 1 << 25, _inputs_4, _outputs_4)
