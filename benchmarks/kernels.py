@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,23 @@ def time_kernels(artifact: Any, threads: int) -> list[Timed]:
     return sorted(found, key=lambda timed: -timed.seconds)
 
 
+def time_variants(artifact: Any, threads: int, slowest: Sequence[Timed]) -> str:
+    """A table of what each of some kernels takes in every implementation that may be chosen for it, microseconds."""
+    from qcompile.verification import lower_again
+
+    program, backend = lower_again(artifact), artifact.backend
+    kernels = {kernel.name: kernel for kernel in program.kernels}
+    works = [(t.name, v) for t in slowest for v in backend.variants(kernels[t.name], program)]
+    measured = backend.measure([(replace(kernels[name], variant=v), program) for name, v in works], threads)
+    taken = {work: m.median for work, m in zip(works, measured, strict=True)}
+    names = list(dict.fromkeys(variant for _, variant in works))
+    rows = [
+        (t.name, t.kind, t.shapes, *(f"{taken[t.name, v] * 1e6:.1f}" if (t.name, v) in taken else "-" for v in names))
+        for t in slowest
+    ]
+    return table([("kernel", "kind", "shapes", *names), *rows])
+
+
 def format_kernels(kernels: Sequence[Timed], top: int, peak: float | None, whole: float) -> str:
     """The slowest kernels, the totals by variant, and the sum beside the time end to end."""
     total = sum(k.seconds for k in kernels)
@@ -104,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--top", type=int, default=20, help="how many kernels to list")
+    parser.add_argument("--variants", action="store_true", help="time those in every implementation they may have")
     parser.add_argument("--json", type=Path, help="file for all kernels")
     options = parser.parse_args(arguments)
     from qcompile.artifact import load
@@ -113,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peak = measure_gops()
     whole = artifact.executable.measure(options.threads, 0).median
     print(format_kernels(kernels, options.top, None if peak is None else peak * options.threads, whole))
+    if options.variants:
+        print(f"\n{time_variants(artifact, options.threads, kernels[: options.top])}")
     if options.json is not None:
         listed = [{**asdict(k), "gops": k.gops} for k in kernels]
         options.json.write_text(json.dumps({"end_to_end": whole, "peak_gops": peak, "kernels": listed}, indent=1))

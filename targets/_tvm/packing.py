@@ -125,6 +125,19 @@ def direct(w: Array, groups: int, lanes: int, merged: bool, step: int = STEP, sp
     return whole.transpose(0, 2, 3, 4, 5, 1, 6)
 
 
+def direct_gathered(w: Array, lanes: int) -> Array:
+    """int8[O, I, KH, KW] → int8[blocks, steps, lanes, 4].
+
+    The whole steps of all merged rows come as in `direct`, then what is left of the rows, four bytes a step.
+    """
+    rows = np.pad(w.transpose(0, 2, 3, 1).reshape(len(w), w.shape[2], -1), ((0, -len(w) % lanes), (0, 0), (0, 0)))
+    whole = rows.shape[2] // STEP * STEP
+    left = rows[:, :, whole:].reshape(len(rows), -1)
+    left = np.pad(left, ((0, 0), (0, -left.shape[1] % STEP)))
+    steps = np.concatenate([rows[:, :, :whole].reshape(len(rows), -1), left], axis=1)
+    return steps.reshape(-1, lanes, steps.shape[1] // STEP, STEP).transpose(0, 2, 1, 3)
+
+
 def direct_half(w: Array, high: bool, **shape: Any) -> Array:
     """`direct` of the lower or the upper half of weights: low + 16·high, −8 ≤ low ≤ 7, −8 ≤ high ≤ 8."""
     whole = direct(w, **shape).astype(np.int16)

@@ -72,6 +72,7 @@ RECIPES: Mapping[str, Callable[..., Array]] = {
         packing.quads,
         packing.segment_table,
         packing.direct,
+        packing.direct_gathered,
         packing.direct_half,
         packing.tiles,
         packing.nibble_tiles,

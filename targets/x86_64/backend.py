@@ -19,7 +19,7 @@ from targets._tvm.cpu import CpuBackend, Variant, depthwise_variant, direct_vari
 from targets._tvm.kernels import winograd, winograd_inline, winograd_rows
 from targets._tvm.kernels.winograd_form import F2, F4
 from targets._tvm.packing import WINOGRAD_OFFSET, winograd_transform
-from targets.x86_64 import conv_pairs, conv_sums, conv_tiles
+from targets.x86_64 import conv_pairs, conv_sums, conv_tiles, conv_vnni
 from targets.x86_64.isa import INT16_MAX, Avx2, Avx2Saturating, Vnni
 from targets.x86_64.permission import request_permission
 
@@ -56,7 +56,7 @@ class X86Vnni(CpuBackend):
             [
                 winograd_variant("winograd-2", Vnni(), F2),
                 winograd_variant("winograd-2-rows", Vnni(), F2, emit=lambda ctx: winograd_rows.emit(ctx, F2)),
-                direct_variant("vnni", Vnni()),
+                direct_variant("vnni", Vnni(), emit=conv_vnni.emit),
                 winograd_variant("winograd-4", Vnni(), F4),
                 winograd_variant("winograd-4-inline", Vnni(), F4, emit=winograd_inline.emit),
                 depthwise_variant(Vnni()),

@@ -13,7 +13,7 @@ from benchmarks.kernels import Timed, format_kernels
 
 def test_every_kernel_of_an_artifact_is_timed(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "kernels.json"
-    assert kernels.main([str(digits), "--top", "3", "--json", str(out)]) == 0
+    assert kernels.main([str(digits), "--top", "3", "--variants", "--json", str(out)]) == 0
     read = json.loads(out.read_text())
     timed = read["kernels"]
     assert [k["seconds"] for k in timed] == sorted((k["seconds"] for k in timed), reverse=True)
@@ -21,7 +21,13 @@ def test_every_kernel_of_an_artifact_is_timed(digits: Path, tmp_path: Path, caps
     assert sum(k["macs"] for k in timed) == 36864 + 1179648 + 917504 + 1179648 + 320
     assert {"3x3 conv2d", "3x3/2 conv2d", "1x1/2 conv2d", "linear"} <= {k["kind"] for k in timed}
     assert "16x16x16 -> 16x16x16, 1 more read" in {k["shapes"] for k in timed}
-    assert "sum of kernels" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "sum of kernels" in shown
+    # Behind everything else, the slowest three in every implementation; none has no figure at all.
+    head, _, *rows = [line.split("|")[1:-1] for line in shown.rstrip().split("\n")[-5:]]
+    assert [cell.strip() for cell in head[:3]] == ["kernel", "kind", "shapes"]
+    assert [row[0].strip() for row in rows] == [t["name"] for t in timed[:3]]
+    assert all(any(float(cell) > 0 for cell in row[3:] if cell.strip() != "-") for row in rows)
 
 
 def test_totals_are_by_kind_and_variant() -> None:

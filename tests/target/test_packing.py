@@ -41,6 +41,26 @@ def test_transformed_weights_lie_where_kernels_read_them(
     assert room.tobytes() == packed.tobytes() + bytes([3] * 64)
 
 
+@pytest.mark.parametrize(("outputs", "inputs", "lanes", "width"), [(33, 17, 16, 32), (16, 16, 16, 16), (5, 3, 8, 16)])
+def test_weights_that_are_transformed_inline(outputs: int, inputs: int, lanes: int, width: int) -> None:
+    """What kernels make of the sections is G·g·Gᵀ without the factors of G's rows."""
+    w = weights(outputs, inputs)
+    packed = packing.winograd_inline_weights(w, lanes, width)
+    blocks, steps = -(-outputs // lanes), width // 2
+    assert packed.shape == (blocks, 21 * width * lanes)
+    narrow, wide = np.split(packed, [9 * width * lanes], axis=1)
+    first, second, third = np.moveaxis(narrow.reshape(blocks, 3, steps, 3, lanes, 2), 1, 0).astype(np.int64)
+    near, far = np.moveaxis(wide.copy().view(np.int16).reshape(blocks, 2, steps, 3, lanes, 2), 1, 0).astype(np.int64)
+    rows = np.stack([first, near + second, near - second, far + 2 * second, far - 2 * second, third])
+    factors = np.array([6, -4, -4, 1, 1, 12])
+    plain = packing.WINOGRAD_G[4] // factors[:, None]
+    u = np.einsum("rbsjlt,cj->rcblst", rows, plain).reshape(36, blocks * lanes, width)
+    expected = packing.winograd_transform(w, 4) // np.kron(factors, factors)[:, None, None]
+    np.testing.assert_array_equal(u[:, :outputs, :inputs], expected)
+    assert not u[:, outputs:].any()
+    assert not u[:, :, inputs:].any()
+
+
 def test_a_small_result_is_copied_to_its_place() -> None:
     room = np.zeros(12, dtype=np.uint8)
     assert Recipe("vector", ("b",), {"size": 2}).pack_into({"b": np.array([1, -2], np.int32)}, room) == 8

@@ -28,6 +28,9 @@ from targets._tvm.tir_kit import in_order, narrowed
 FAR_BYTES = 64 << 10
 """Weights of this size have left the near caches when their turn comes again."""
 
+SHORT_STEPS = 64
+"""Steps of a tile in which requantizing takes a share that is worth doing beside the next tile's products."""
+
 _WEIGHT_COST = 8
 """Multiply-adds that take as long as reading a byte of weights from a far cache."""
 
@@ -122,9 +125,10 @@ class DirectConv:
         step: bytes a run of inputs is padded to a multiple of.
         far: weights are prefetched.
         held, multiple: as in `choose_tile`.
+        few: accumulators of a tile of at most SHORT_STEPS.
     """
 
-    step, held, multiple = STEP, 0, 1
+    step, held, multiple, few = STEP, 0, 1, 32
 
     def __init__(self, ctx: Context) -> None:
         node = ctx.anchor
@@ -142,13 +146,20 @@ class DirectConv:
         merged = self.dilation[1] == 1 and self.groups == 1 and self.pixel == w.shape[1]
         self.runs = 1 if merged else kw
         self.run_bytes = kw * w.shape[1] if merged else input_width(w, self.groups, self.lanes)
-        self.run_steps = -(-self.run_bytes // self.step) * (self.step // STEP)
-        self.steps: int = self.kh * self.runs * self.run_steps
+        self.run_steps = self._count_run_steps()
+        self.steps: int = self.kh * self.runs * self.run_steps + self._count_more_steps()
         self.weights = ctx.constant(self._pack(merged))
         self.far = self.blocks * self.block_bytes >= FAR_BYTES
         self._ahead: list[Expr] = []
         self.bias = ctx.constant(pack_bias(ctx, self.blocks * self.lanes))
         self.epilogue = Epilogue(ctx, ctx.kernel.epilogue, node.name)
+
+    def _count_run_steps(self) -> int:
+        return -(-self.run_bytes // self.step) * (self.step // STEP)
+
+    def _count_more_steps(self) -> int:
+        """Steps of a block behind those of its runs."""
+        return 0
 
     def _pack(self, merged: bool) -> Constant:
         weights = self.ctx.anchor.const("w")
@@ -184,6 +195,7 @@ class DirectConv:
             width,
             self.steps,
             self._shared_blocks(),
+            self.few if self.steps <= SHORT_STEPS else 32,
             held=self.held,
             multiple=self.multiple,
         )
@@ -239,11 +251,15 @@ class DirectConv:
     def _tile(self, tile: Tile, block: Expr, row: Expr, col: Expr, exact: int | None) -> None:
         """Compute and store one register tile whose first output is (block, row, col)."""
         b, accs, x0 = self.b, self._accumulators(tile, block), self._first_input(block, row, col)
-        w0 = b.let(block * self.block_bytes)
-        with b.loop(self.kh) as i, b.loop(self.runs) as r:
-            taps = i * (self.dilation[0] * self.row) + r * (self.dilation[1] * self.pixel)
-            self._run(tile, accs, x0 + taps, w0 + (i * self.runs + r) * (self.run_steps * self.lanes * STEP))
+        self._add_products(tile, accs, x0, b.let(block * self.block_bytes))
         self._finish(tile, accs, block, row, col, exact)
+
+    def _add_products(self, tile: Tile, accs: list[list[Any]], inputs: Expr, weights: Expr) -> None:
+        """All runs of a tile, from the addresses of its first input and of its block's weights."""
+        with self.b.loop(self.kh) as i, self.b.loop(self.runs) as r:
+            taps = i * (self.dilation[0] * self.row) + r * (self.dilation[1] * self.pixel)
+            first = weights + (i * self.runs + r) * (self.run_steps * self.lanes * STEP)
+            self._run(tile, accs, inputs + taps, first)
 
     def _first_input(self, block: Expr, row: Expr, col: Expr) -> Expr:
         """Address of the first input that an output reads."""
@@ -299,15 +315,19 @@ class DirectConv:
 
     def _step(self, tile: Tile, accs: list[list[Any]], inputs: Expr, weights: Expr) -> None:
         """One dot product of 4 bytes into every accumulator of the tile."""
-        b, isa, stride = self.b, self.isa, self.steps * self.lanes * STEP
+        b, stride = self.b, self.steps * self.lanes * STEP
         for ahead in self._ahead:
             b.prefetch(self.weights, weights + ahead)
         ws = [self._operand(weights + g * stride) for g in range(tile.blocks)]
         for p in range(tile.pixels):
             four = reinterpret("int32", b.load(self.source.buffer, inputs + self._offset(tile, p), STEP))
-            x = tuple(b.let(v) for v in isa.prepare_x(b.let(broadcast(four, self.lanes))))
-            for g in range(tile.blocks):
-                self._dot(accs[g][p], x, ws[g])
+            self._add_pixel(accs, p, four, ws)
+
+    def _add_pixel(self, accs: list[list[Any]], p: int, four: Expr, ws: list[Operand]) -> None:
+        """The dot products of a pixel's 4 bytes with every block's weights."""
+        x = tuple(self.b.let(v) for v in self.isa.prepare_x(self.b.let(broadcast(four, self.lanes))))
+        for group, w in zip(accs, ws, strict=True):
+            self._dot(group[p], x, w)
 
     def _operand(self, index: Expr) -> Operand:
         """One block's weights of a step."""
