@@ -34,7 +34,7 @@ SHORT_STEPS = 64
 _WEIGHT_COST = 8
 """Multiply-adds that take as long as reading a byte of weights from a far cache."""
 
-_INPUT_COST = 24
+_INPUT_COST = 8
 """Bytes of weights that are read from a far cache while one byte of input comes from another processor's."""
 
 
