@@ -29,6 +29,13 @@ AMX = Vnni(parallel_operations=1 << 23)
 """The vectors that requantize what the tiles have summed; many times the work is done before threads are worth it."""
 
 
+_INT16 = Avx2(dot_cycles=0.5, operand_registers=1)
+"""AVX2 where values of 16 bits are multiplied as they are: one instruction a dot product, one register an operand."""
+
+_WEIGHING = 1 << 20
+"""Weights of a layer that take 8 MiB when they are transformed."""
+
+
 def pairs_fit_int16(ctx: Context) -> bool:
     """Whether two neighbouring products of these weights always fit int16: `vpmaddubsw` is then exact."""
     node = ctx.anchor
@@ -43,6 +50,11 @@ def transformed_pairs_fit_int16(ctx: Context) -> bool:
     _, highest = int_range(ctx.layout(ctx.anchor.inputs[0]).dtype)
     largest = int(np.abs(winograd_transform(ctx.const(ctx.anchor, "w"), F2.m)).max())
     return 2 * max(4 * highest, WINOGRAD_OFFSET + 2 * highest) * largest <= INT16_MAX
+
+
+def weigh_much(ctx: Context) -> bool:
+    """Whether transformed weights of F(4×4, 3×3) leave every cache between inferences: two threads wait for them."""
+    return ctx.const(ctx.anchor, "w").size >= _WEIGHING
 
 
 class X86Vnni(CpuBackend):
@@ -117,8 +129,8 @@ class X86Avx2(CpuBackend):
             Variant(
                 "winograd-2-maddubs", Avx2Saturating(), transformed_pairs_fit_int16, lambda ctx: winograd.emit(ctx, F2)
             ),
-            # Values of 16 bits are multiplied as they are: one instruction a dot product, one register an operand.
-            winograd_variant("winograd-4", Avx2(dot_cycles=0.5, operand_registers=1), F4),
+            winograd_variant("winograd-4", _INT16, F4),
+            winograd_variant("winograd-4-inline", _INT16, F4, weigh_much, winograd_inline.emit),
             winograd_variant("winograd-2", Avx2(), F2),
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16, conv_sums.emit),
             # A tile of 8 pixels leaves registers for weights, shuffles and products.

@@ -48,7 +48,7 @@ def choices(backend: CpuBackend, program: Program, variant: str) -> dict[str, st
 VARIANTS = {
     ("x86-vnni", 16): ("preferred", "winograd-4", "winograd-4-inline", "winograd-2-rows", GENERIC),
     ("x86-vnni", 1): ("preferred", "winograd-2", "winograd-2-rows"),
-    ("x86-avx2", 16): ("preferred", "madd", "winograd-2", "winograd-4"),
+    ("x86-avx2", 16): ("preferred", "madd", "winograd-2", "winograd-4", "winograd-4-inline"),
     ("x86-avx2", 1): ("preferred",),
 }
 """(Target, channel block: 16 pads pixels, 1 keeps exactly C channels) → implementations."""
@@ -56,7 +56,10 @@ VARIANTS = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("name", "channel_block"), VARIANTS)
-def test_equals_interpreter(name: str, family: str, channel_block: int, tmp_path: Path) -> None:
+def test_equals_interpreter(
+    name: str, family: str, channel_block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("targets.x86_64.backend._WEIGHING", 1)
     backend = backend_of(name, channel_block)
     cases = Cases()
     FAMILIES[family](cases)

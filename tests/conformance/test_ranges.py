@@ -66,17 +66,21 @@ def test_weights_that_are_prefetched(name: str, variant: str, tmp_path: Path) ->
         ("x86-vnni", "winograd-2", 6, 4),
         ("x86-vnni", "winograd-2-rows", 6, 4),
         ("x86-avx2", "winograd-4", 8, 8),
+        ("x86-avx2", "winograd-4-inline", 8, 8),
         ("x86-avx2", "winograd-2", 6, 4),
         # Filters of nothing but −8 are beyond what pairs of 4 bits hold.
         ("x86-avx2", "winograd-2-maddubs", 6, 3),
     ],
 )
-def test_winograd_in_strips(name: str, variant: str, act: int, bits: int, tmp_path: Path) -> None:
+def test_winograd_in_strips(
+    name: str, variant: str, act: int, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Images of several strips, of tiles that stick out, with a residual addition."""
     cases = Cases()
     x, r = cases.image(64, 41, 53, dtype=f"u{act}"), cases.image(16, 41, 53)
     y = cases.conv(x, 16, (3, 3), bits=bits, pad=(1, 1, 1, 1), pad_value=3)
     cases.show(cases.requant(y, r, reach=1 << 17, zeros=(0, 7), zp=3))
+    monkeypatch.setattr("targets.x86_64.backend._WEIGHING", 1)
     form = F4 if variant.startswith("winograd-4") else F2
     tile = (form.m + 2) ** 2 * 64 * np.dtype(form.dtype).itemsize
     assert tile * -(-41 // form.m) * -(-53 // form.m) > winograd.STRIP_BYTES

@@ -28,8 +28,6 @@ _SECTIONS = {"g0": 0, "g1": 3, "g2": 6, "near": 9, "far": 15}
 class WinogradInline(WinogradRows):
     """The generator; see `WinogradRows`."""
 
-    spare = 8
-
     def __init__(self, ctx: Context) -> None:
         super().__init__(ctx, FORM)
 
