@@ -129,8 +129,8 @@ class X86Avx2(CpuBackend):
             Variant(
                 "winograd-2-maddubs", Avx2Saturating(), transformed_pairs_fit_int16, lambda ctx: winograd.emit(ctx, F2)
             ),
-            winograd_variant("winograd-4", _INT16, F4),
             winograd_variant("winograd-4-inline", _INT16, F4, weigh_much, winograd_inline.emit),
+            winograd_variant("winograd-4", _INT16, F4),
             winograd_variant("winograd-2", Avx2(), F2),
             direct_variant("maddubs", Avx2Saturating(), pairs_fit_int16, conv_sums.emit),
             # A tile of 8 pixels leaves registers for weights, shuffles and products.
