@@ -20,7 +20,7 @@ from targets._tvm.context import Constant, Context, Emitted
 from targets._tvm.isa import Operand, input_offset
 from targets._tvm.kernels.epilogue import Epilogue, per_channel, store
 from targets._tvm.kernels.pointwise import BY_ROWS, fill_halo
-from targets._tvm.kernels.tiling import Tile, choose_tile, spans, unroll_of
+from targets._tvm.kernels.tiling import MOST, Tile, choose_tile, spans, unroll_of
 from targets._tvm.kernels.window import holds_padding, is_depthwise
 from targets._tvm.packing import STEP, first_channel, input_width
 from targets._tvm.tir_kit import in_order, narrowed
@@ -28,7 +28,7 @@ from targets._tvm.tir_kit import in_order, narrowed
 FAR_BYTES = 64 << 10
 """Weights of this size have left the near caches when their turn comes again."""
 
-SHORT_STEPS = 64
+_SHORT_STEPS = 64
 """Steps of a tile in which requantizing takes a share that is worth doing beside the next tile's products."""
 
 _WEIGHT_COST = 8
@@ -125,10 +125,10 @@ class DirectConv:
         step: bytes a run of inputs is padded to a multiple of.
         far: weights are prefetched.
         held, multiple: as in `choose_tile`.
-        few: accumulators of a tile of at most SHORT_STEPS.
+        few: accumulators of a tile of few steps, at most.
     """
 
-    step, held, multiple, few = STEP, 0, 1, 32
+    step, held, multiple, few = STEP, 0, 1, MOST
 
     def __init__(self, ctx: Context) -> None:
         node = ctx.anchor
@@ -195,7 +195,7 @@ class DirectConv:
             width,
             self.steps,
             self._shared_blocks(),
-            self.few if self.steps <= SHORT_STEPS else 32,
+            self.few if self.steps <= _SHORT_STEPS else MOST,
             held=self.held,
             multiple=self.multiple,
         )

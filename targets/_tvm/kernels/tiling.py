@@ -14,6 +14,9 @@ _TILE_CYCLES = 24
 _UNROLLED_DOTS = 32
 _WIDEST = 16
 
+MOST = 32
+"""Accumulators that a tile has at most, whatever the registers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -68,7 +71,7 @@ def choose_tile(
     width: int,
     steps: int,
     shared_blocks: int,
-    most: int = 32,
+    most: int = MOST,
     held: int = 0,
     multiple: int = 1,
 ) -> Tile:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import tirx as tir
@@ -16,7 +17,7 @@ from qcompile.errors import InternalError
 from qcompile.ir import int_range
 from targets._tvm.builder import Expr, broadcast, cast, const, reinterpret, shuffle, vec
 from targets._tvm.context import Constant, Context, Emitted
-from targets._tvm.isa import SignedInputs, input_offset
+from targets._tvm.isa import Operand, SignedInputs, input_offset
 from targets._tvm.kernels.bounds import accumulator_bound
 from targets._tvm.kernels.epilogue import Epilogue, choose_scale, per_channel, store
 from targets._tvm.kernels.pointwise import fill_halo
@@ -274,7 +275,7 @@ class Winograd:
         self, tile: Tile, products: Expr, block: Expr, position: Expr, place: tuple[Expr, Expr], ahead: list[Expr]
     ) -> None:
         """The products of one position, vectors [columns, tiles, blocks]; `place`: of their inputs, and their own."""
-        b, isa, wide, (x0, into) = self.b, self.isa, vec("int32", self.lanes), place
+        b, wide, (x0, into) = self.b, vec("int32", self.lanes), place
         accs = [[b.local(wide) for _ in range(tile.cols)] for _ in range(tile.blocks)]
         for g, group in enumerate(accs):
             index = (position * self.blocks + block + g) * self.lanes
@@ -284,7 +285,6 @@ class Winograd:
         vector = self.lanes * self.form.step
         w0 = b.let(block * self.stride + position * (self.steps * vector))
         unroll = unroll_of(tile, self.steps)
-        bytewise = self.form.step == STEP
         with b.loop(self.ctx.opaque(self.steps // unroll)) as d:
             for u in range(unroll):
                 step = d * unroll + u
@@ -293,21 +293,37 @@ class Winograd:
                 for g in range(tile.blocks if self.size == self.cols else 0):
                     # The next position's; where several tiles use these weights, they come from farther away.
                     b.prefetch(self.weights, w0 + step * vector + g * self.stride + self.steps * vector)
-                ws = []
-                for g in range(tile.blocks):
-                    found = b.load(self.weights, w0 + step * vector + g * self.stride, vector)
-                    loaded = b.let(reinterpret(wide, found))
-                    ws.append(tuple(b.let(v) for v in isa.prepare_w(loaded)) if bytewise else (loaded,))
+                ws = [
+                    self._weight_operand(b.load(self.weights, w0 + step * vector + g * self.stride, vector))
+                    for g in range(tile.blocks)
+                ]
                 for t in range(tile.cols):
-                    index = x0 + step * self.form.step + t * self.width
-                    few = b.let(broadcast(reinterpret("int32", b.load(self.inputs, index, self.form.step)), self.lanes))
-                    x = tuple(b.let(v) for v in isa.prepare_x(few)) if bytewise else (few,)
-                    dot = isa.dot4 if bytewise else isa.dot2
+                    x = self._input_operand(x0 + step * self.form.step + t * self.width)
                     for g in range(tile.blocks):
-                        b.store(accs[g][t], 0, dot(b.load(accs[g][t], 0), x, ws[g]))
+                        self._add_product(accs[g][t], x, ws[g])
         for g, group in enumerate(accs):
             for t, acc in enumerate(group):
                 b.store(products, into + (t * tile.blocks + g), b.load(acc, 0))
+
+    @property
+    def _bytewise(self) -> bool:
+        """Whether a dot product is of 4 bytes, not of 2 int16."""
+        return self.form.step == STEP
+
+    def _weight_operand(self, weights: Expr) -> Operand:
+        """A step's weights of a block."""
+        loaded = self.b.let(reinterpret(vec("int32", self.lanes), weights))
+        return tuple(self.b.let(v) for v in self.isa.prepare_w(loaded)) if self._bytewise else (loaded,)
+
+    def _input_operand(self, at: Expr) -> Operand:
+        """A step's transformed inputs of a tile, for every output channel."""
+        few = reinterpret("int32", self.b.load(self.inputs, at, self.form.step))
+        spread = self.b.let(broadcast(few, self.lanes))
+        return tuple(self.b.let(v) for v in self.isa.prepare_x(spread)) if self._bytewise else (spread,)
+
+    def _add_product(self, acc: Any, x: Operand, w: Operand) -> None:
+        dot = self.isa.dot4 if self._bytewise else self.isa.dot2
+        self.b.store(acc, 0, dot(self.b.load(acc, 0), x, w))
 
     def _transform_outputs(self, tile: Tile, half: Expr, block: Expr, base: Expr, exact: int | None) -> None:
         """The m×m requantized outputs of every tile and block, from rows that are transformed already."""

@@ -18,6 +18,7 @@ from targets._tvm.builder import Expr, cast, const, reinterpret, vec
 from targets._tvm.context import Constant, Context, Emitted
 from targets._tvm.kernels.winograd_form import F4, outputs_4_without_factors
 from targets._tvm.kernels.winograd_rows import WinogradRows
+from targets._tvm.packing import WINOGRAD_BIAS
 
 FORM = replace(F4, outputs=outputs_4_without_factors)
 
@@ -42,8 +43,8 @@ class WinogradInline(WinogradRows):
         wide = vec("int32", self.lanes)
         if (row, column) != (1, 1) or self.ctx.anchor.const("b") is None:
             return const(0, wide)
-        # The bias counts 576 in the outputs, and this position −4 in both directions.
-        return self.b.load(self.start, block * self.lanes, self.lanes) * const(576 // 16, wide)
+        # This position counts −4 in both directions.
+        return self.b.load(self.start, block * self.lanes, self.lanes) * const(WINOGRAD_BIAS[FORM.m] // 16, wide)
 
     def _multiply_row(self, row: int, block: Expr, step: Expr, accs: list[list[Any]], x: Expr) -> None:
         b = self.b

@@ -12,9 +12,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from targets._tvm.builder import Expr, broadcast, const, reinterpret, vec
+from targets._tvm.builder import Expr, const, vec
 from targets._tvm.context import Context, Emitted
-from targets._tvm.isa import Operand
 from targets._tvm.kernels.tiling import Tile
 from targets._tvm.kernels.winograd import Winograd
 from targets._tvm.kernels.winograd_form import Form
@@ -47,12 +46,11 @@ class WinogradRows(Winograd):
         half = b.local(vec("int32", self.lanes), form.alpha * form.m * tile.cols)
         inputs = b.let(slot * (self.positions * self.size * self.width))
         # The next block's weights, spread over everything that is done with these.
-        ahead = -(-self.weight_bytes // (self.blocks * form.alpha * self.steps * turns))
-        item = self.weight_bytes // (self.blocks * self.stride)
+        ahead = -(-self.stride // (form.alpha * self.steps * turns))
         for row in range(form.alpha):
-            far = b.let((block + 1) * self.stride + (number * form.alpha + row) * (self.steps * (ahead // item)))
+            far = b.let((block + 1) * self.stride + (number * form.alpha + row) * (self.steps * ahead))
             with self._unless_outside(tile, unit, row):
-                self._row(tile, row, half, block, inputs, (far, ahead, item))
+                self._row(tile, row, half, block, inputs, (far, ahead))
         self._transform_outputs(tile, half, block, b.let(unit * self.size), exact)
 
     def _unless_outside(self, tile: Tile, unit: Expr, row: int) -> AbstractContextManager[None]:
@@ -74,10 +72,10 @@ class WinogradRows(Winograd):
         outside = column == last and across == self.across - 1 and width % self.form.m
         return not (outside or (row == last and down == self.down - 1 and height % self.form.m))
 
-    def _row(self, tile: Tile, row: int, half: Expr, block: Expr, inputs: Expr, far: tuple[Expr, int, int]) -> None:
+    def _row(self, tile: Tile, row: int, half: Expr, block: Expr, inputs: Expr, far: tuple[Expr, int]) -> None:
         """A row of positions: its products, transformed back along the row.
 
-        `far`: the first element to prefetch, and bytes for each step, of so many bytes an element.
+        `far`: the first of the weights to prefetch, and how many for each step; they are bytes.
         """
         b, form, wide = self.b, self.form, vec("int32", self.lanes)
         accs: list[list[Any]] = []
@@ -89,10 +87,10 @@ class WinogradRows(Winograd):
                     accs[c][t] = b.local(wide)
                     b.store(accs[c][t], 0, start)
         first = b.let(inputs + row * (form.alpha * self.size * self.width))
-        ahead, each, item = far
+        ahead, each = far
         with b.loop(self.ctx.opaque(self.steps)) as step:
             for line in range(0, each if self.blocks > 1 else 0, _LINE):
-                b.prefetch(self.weights, ahead + step * (each // item) + line // item, nearest=False)
+                b.prefetch(self.weights, ahead + step * each + line, nearest=False)
             self._multiply_row(row, block, step, accs, b.let(first + step * form.step))
         for t in range(tile.cols):
             products = [const(0, wide) if tiles[t] is None else b.let(b.load(tiles[t], 0)) for tiles in accs]
@@ -114,17 +112,10 @@ class WinogradRows(Winograd):
 
     def _multiply_position(self, accs: list[Any], column: int, x: Expr, weights: Expr) -> None:
         """A step of one position: its weights with every tile's inputs."""
-        b, isa, wide = self.b, self.isa, vec("int32", self.lanes)
-        bytewise = self.form.dtype == "uint8"
-        loaded = b.let(reinterpret(wide, weights))
-        w: Operand = tuple(b.let(v) for v in isa.prepare_w(loaded)) if bytewise else (loaded,)
+        w = self._weight_operand(weights)
         for t, acc in enumerate(accs):
-            if acc is None:
-                continue
-            at = x + (column * self.size + t) * self.width
-            few = broadcast(reinterpret("int32", b.load(self.inputs, at, self.form.step)), self.lanes)
-            dot = isa.dot4 if bytewise else isa.dot2
-            b.store(acc, 0, dot(b.load(acc, 0), isa.prepare_x(few) if bytewise else (few,), w))
+            if acc is not None:
+                self._add_product(acc, self._input_operand(x + (column * self.size + t) * self.width), w)
 
 
 def emit(ctx: Context, form: Form) -> Emitted:
