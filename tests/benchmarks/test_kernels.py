@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks import kernels
-from benchmarks.kernels import Timed, format_kernels
+from benchmarks.kernels import Timed, format_kernels, time_variants
+from qcompile.target.backend import Measurement
 
 
 def test_every_kernel_of_an_artifact_is_timed(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +33,34 @@ def test_every_kernel_of_an_artifact_is_timed(digits: Path, tmp_path: Path, caps
     assert [cell.strip() for cell in head[:3]] == ["kernel", "kind", "shapes"]
     assert [row[0].strip() for row in rows] == [t["name"] for t in timed[:3]]
     assert all(any(float(cell) > 0 for cell in row[3:] if cell.strip() != "-") for row in rows)
+
+
+@dataclass(frozen=True)
+class FakeKernel:
+    name: str
+    variant: str = ""
+
+
+class FakeBackend:
+    """Each implementation of each kernel takes a time of its own."""
+
+    seconds = {("a", "plain"): 3e-6, ("a", "quick"): 1e-6, ("b", "quick"): 2e-6}
+
+    def variants(self, kernel: FakeKernel, program: Any) -> list[str]:
+        return [variant for name, variant in self.seconds if name == kernel.name]
+
+    def measure(self, works: Sequence[tuple[FakeKernel, Any]], threads: int) -> list[Measurement]:
+        return [Measurement(self.seconds[k.name, k.variant], 1.0, 1, threads) for k, _ in works]
+
+
+def test_every_implementation_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = SimpleNamespace(kernels=[FakeKernel("a"), FakeKernel("b"), FakeKernel("not listed")])
+    monkeypatch.setattr("qcompile.verification.lower_again", lambda artifact: program)
+    listed = [Timed(name, "3x3 conv2d", "8x8 -> 8x8", "quick", 1e-6, 1) for name in ("b", "a")]
+    shown = time_variants(SimpleNamespace(backend=FakeBackend()), 1, listed)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.split("\n")]
+    assert cells[0][3:] == ["quick", "plain"]
+    assert [(row[0], *row[3:]) for row in cells[2:]] == [("b", "2.0", "-"), ("a", "1.0", "3.0")]
 
 
 def test_totals_are_by_kind_and_variant() -> None:
