@@ -41,16 +41,17 @@ class FakeKernel:
     variant: str = ""
 
 
+SECONDS = {("a", "plain"): 3e-6, ("a", "quick"): 1e-6, ("b", "quick"): 2e-6}
+
+
 class FakeBackend:
     """Each implementation of each kernel takes a time of its own."""
 
-    seconds = {("a", "plain"): 3e-6, ("a", "quick"): 1e-6, ("b", "quick"): 2e-6}
-
     def variants(self, kernel: FakeKernel, program: Any) -> list[str]:
-        return [variant for name, variant in self.seconds if name == kernel.name]
+        return [variant for name, variant in SECONDS if name == kernel.name]
 
     def measure(self, works: Sequence[tuple[FakeKernel, Any]], threads: int) -> list[Measurement]:
-        return [Measurement(self.seconds[k.name, k.variant], 1.0, 1, threads) for k, _ in works]
+        return [Measurement(SECONDS[k.name, k.variant], 1.0, 1, threads) for k, _ in works]
 
 
 def test_every_implementation_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
